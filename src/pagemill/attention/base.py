@@ -1,0 +1,68 @@
+"""What a step's tensors look like, and what an attention backend must do with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """The constants of one attention layer. Window and cap are 0 when the layer has none."""
+
+    layer_index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int = 0  # a query at p sees keys in (p - window, p]
+    soft_cap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """The pages of one layer, [num_blocks, num_kv_heads, block_size, head_dim] each."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(slots=True)
+class ForwardBatch:
+    """A step's tensors, on the device. An argument of every layer: there is no global context.
+
+    Rows are packed without padding: row i owns tokens query_start[i] to query_start[i + 1].
+    `seq_lens` counts the row's tokens including those of this step. `max_query_len` and
+    `max_seq_len` are upper bounds that the host knows without asking the device.
+    """
+
+    input_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64
+    query_start: Tensor  # [n + 1] int32
+    seq_lens: Tensor  # [n] int32
+    block_table: Tensor  # [n, max_blocks] int32
+    logits_rows: Tensor  # [num_logits] int64, tokens whose logits are wanted
+    num_seqs: int
+    num_tokens: int
+    max_query_len: int
+    max_seq_len: int
+    kv_cache: list[LayerCache] = field(default_factory=list)
+    attention: AttentionBackend | None = None
+    plan: Any = None  # the backend's own
+
+
+class AttentionBackend(Protocol):
+    """Paged attention. New keys and values are already in the cache when `run` is called."""
+
+    name: str
+
+    def plan(self, batch: ForwardBatch) -> Any:
+        """Prepare what all layers of the step share; must not wait for the device."""
+        ...
+
+    def run(self, spec: AttentionSpec, q: Tensor, batch: ForwardBatch) -> Tensor:
+        """Causal attention of q [T, num_heads, D] over each row's pages -> [T, num_heads * D]."""
+        ...

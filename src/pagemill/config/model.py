@@ -1,0 +1,60 @@
+"""What the files of a model say about its architecture. Built without torch or transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding of one kind of layer. `params` holds the scaling kind's own numbers."""
+
+    theta: float = 10_000.0
+    kind: str = "default"  # default | linear | dynamic | llama3 | yarn
+    rotary_dim: int = 0  # 0: the whole head
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The architecture's numbers under one set of names. `raw` is the file's own content."""
+
+    architecture: str  # e.g. "LlamaForCausalLM", the key of models/registry.py
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int  # trained context length, after rope scaling
+    norm_eps: float
+    rope: RopeConfig
+    local_rope: RopeConfig | None = None  # of sliding-window layers, where it differs
+    activation: str = "silu"
+    tie_embeddings: bool = False
+    attention_bias: bool = False  # q, k, v
+    output_bias: bool = False  # o
+    mlp_bias: bool = False
+    sliding_window: int = 0
+    layer_types: tuple[str, ...] = ()  # "full_attention" | "sliding_attention"; empty: all full
+    query_scale: float = 0.0  # 0: head_dim ** -0.5
+    attention_soft_cap: float = 0.0
+    logit_soft_cap: float = 0.0
+    dtype: str = "bfloat16"  # of the checkpoint
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)
+    raw: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attention_scale(self) -> float:
+        return self.query_scale or self.head_dim**-0.5
+
+    def layer_window(self, layer: int) -> int:
+        """The sliding window of a layer, 0 for full attention."""
+        if not self.layer_types:
+            return 0
+        return self.sliding_window if self.layer_types[layer] == "sliding_attention" else 0
