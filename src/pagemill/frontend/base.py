@@ -1,0 +1,86 @@
+"""The two interfaces that the API is written against. Tests give it fakes of both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+from pagemill.engine.messages import EngineInfo, EngineStats, EngineStatus
+from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.params import SamplingParams
+
+
+class EngineClient(Protocol):
+    """The engine as the API sees it."""
+
+    @property
+    def status(self) -> EngineStatus:
+        """The last status; "failed" also when the engine process died or its loop is stuck."""
+        ...
+
+    @property
+    def info(self) -> EngineInfo:
+        """Raises EngineDeadError before the engine is ready."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora: str | None = None,
+    ) -> AsyncGenerator[ChoiceUpdate, None]:
+        """All `params.n` choices of one prompt, merged. Closing the generator aborts them.
+
+        Raises RequestError (bad for this model), OverloadedError (queue full) or
+        EngineDeadError before the first update; an engine that dies later ends every choice with
+        finish_reason "error".
+        """
+        ...
+
+    async def abort(self, request_ids: list[str]) -> int:
+        """Abort requests by the id given to `generate`; returns how many were found."""
+        ...
+
+    async def control(self, method: str, *args: Any) -> Any:
+        """Run one of the engine's control methods. Raises PageMillError with its message."""
+        ...
+
+
+class Renderer(Protocol):
+    """Text to tokens and back. Methods that may take long run in a thread pool."""
+
+    max_model_len: int  # set when the engine is ready
+    vocab_size: int
+    has_chat_template: bool
+
+    async def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> Prompt:
+        """Apply the model's chat template and tokenise. Raises RequestError."""
+        ...
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> Prompt: ...
+
+    def check_token_ids(self, token_ids: list[int], param: str = "prompt") -> Prompt:
+        """Refuse ids outside the vocabulary. Raises InvalidParams."""
+        ...
+
+    async def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token as the vocabulary has it, for logprobs and /tokenize."""
+        ...

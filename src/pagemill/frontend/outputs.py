@@ -1,0 +1,56 @@
+"""What the frontend hands to the API: text, tokens and log-probabilities, choice by choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pagemill.engine.messages import FinishReason
+
+
+@dataclass(slots=True)
+class TokenLogprob:
+    """One token with its log-probability (natural logarithm) and rank, 1 for the most likely."""
+
+    token_id: int
+    token: str
+    token_bytes: bytes
+    logprob: float
+    rank: int
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """The log-probabilities at one position: of the token that is there, and of the top N."""
+
+    chosen: TokenLogprob
+    top: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A prompt ready for the engine. `text` is None when the caller gave token ids."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+@dataclass(slots=True)
+class ChoiceUpdate:
+    """What came newly for one choice (0 to n - 1); the last one has a `finish_reason`.
+
+    `text` is the new text, whole characters only. `token_ids` and `logprobs` cover the tokens
+    whose text is released or held back since the update before, so concatenating all updates
+    gives the whole output. `stop_reason` is the stop string or stop token id that matched.
+    `prompt_logprobs`, when asked for, comes complete on the first update: one entry per prompt
+    token, None for the first. `error` says why a choice ended with finish_reason "error".
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None

@@ -1,0 +1,45 @@
+"""What the runner asks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from pagemill.attention.base import AttentionSpec, ForwardBatch
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """The cache one layer needs: bytes follow from it and the block size."""
+
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int = 0
+
+
+class Model(Protocol):
+    """A decoder. Files in `models/` implement it; `registry.py` finds them by architecture."""
+
+    vocab_size: int
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states after the final norm, [num_tokens, hidden]."""
+        ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> float32 logits [rows, vocab]."""
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Consume (Hugging Face name, tensor) pairs in any order.
+
+        Raises ModelLoadError naming what is missing, unknown or of the wrong shape.
+        """
+        ...
+
+    def attention_layers(self) -> list[AttentionSpec]: ...
+
+    def kv_cache_specs(self) -> list[KVCacheSpec]: ...

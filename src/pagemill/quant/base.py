@@ -1,0 +1,38 @@
+"""How the weights of a linear layer are held and multiplied."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class QuantMethod(Protocol):
+    """One way to hold a weight matrix. A layer keeps its tensors; the method is stateless."""
+
+    name: str
+
+    def create(
+        self,
+        layer: nn.Module,
+        out_features: int,
+        in_features: int,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Give the layer its (empty) parameters."""
+        ...
+
+    def load(self, layer: nn.Module, tensor: Tensor, row: int) -> None:
+        """Store `tensor` [rows, in] at output row `row`; called once per checkpoint tensor."""
+        ...
+
+    def finish_loading(self, layer: nn.Module) -> None:
+        """Pack the weights into the layout that `apply` wants."""
+        ...
+
+    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out], bias included."""
+        ...
