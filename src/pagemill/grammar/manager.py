@@ -1,0 +1,78 @@
+"""The engine's side of structured output: which tokens may come next, request by request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pagemill.errors import GrammarError
+from pagemill.grammar.compiler import GrammarCompiler
+from pagemill.params import StructuredOutputs
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
+
+
+class GrammarState:
+    """The matcher of one request. It has consumed exactly the tokens that the host has seen."""
+
+    def __init__(self, future: Future[LLMatcher]) -> None:
+        self._future = future
+
+    @property
+    def ready(self) -> bool:
+        return self._future.done()
+
+    @property
+    def matcher(self) -> LLMatcher:
+        """Raises GrammarError when the compile failed."""
+        return self._future.result()
+
+    def accept(self, token_ids: Sequence[int]) -> bool:
+        """Consume sampled tokens; True when nothing may follow.
+
+        Raises GrammarError when a token was not allowed or a limit was hit on the way.
+        """
+        matcher = self.matcher
+        if not matcher.consume_tokens(list(token_ids)):
+            reason = " ".join(matcher.get_error().split())[:200]
+            raise GrammarError(f"the grammar could not be followed: {reason}")
+        return matcher.is_stopped()
+
+
+class GrammarManager:
+    """Compiles on threads of its own, so that a hard grammar delays only its own request."""
+
+    def __init__(self, compiler: GrammarCompiler, num_threads: int = 1) -> None:
+        self._compiler = compiler
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
+        self._masks: LLExecutor | None = None
+        self._num_threads = num_threads
+
+    def start(self, spec: StructuredOutputs) -> GrammarState:
+        """Begin compiling; the state becomes `ready` later."""
+        return GrammarState(self._pool.submit(self._compiler.compile, spec))
+
+    def bitmask(self, states: Sequence[GrammarState]) -> NDArray[np.int32]:
+        """Allowed next tokens of each state, [len(states), ceil(vocab / 32)], bit set = allowed."""
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        width = -(-self._compiler.vocab_size // 32)
+        mask = np.zeros((len(states), width), np.int32)
+        pairs: list[tuple[Any, int]] = [(state.matcher, row) for row, state in enumerate(states)]
+        fill_next_token_bitmask_par(self._executor(), pairs, mask)
+        return mask
+
+    def shutdown(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        if self._masks is None:
+            self._masks = LLExecutor(self._num_threads)
+        return self._masks

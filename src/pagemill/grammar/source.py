@@ -1,0 +1,216 @@
+"""From what a request asks for to the text of a grammar, with limits on size, before any compile.
+
+The grammar language is llguidance's Lark dialect. Nothing here needs a tokenizer or torch, so
+the frontend refuses a bad schema before the engine hears of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pagemill.errors import GrammarError
+from pagemill.params import StructuredOutputs
+
+MAX_SOURCE_BYTES = 512 * 1024
+MAX_REGEX_CHARS = 16 * 1024
+MAX_DEPTH = 64
+MAX_NODES = 200_000
+MAX_CHOICES = 20_000
+MAX_PROPERTIES = 2_000
+
+_PARAM = "structured_outputs"
+
+# Bounded, so that a model that likes blanks cannot fill its whole answer with them.
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+
+
+def to_grammar(spec: StructuredOutputs, special_tokens: frozenset[str] = frozenset()) -> str:
+    """The llguidance grammar for `spec`.
+
+    `special_tokens` are the texts that the tokenizer treats as one control token; a structural
+    tag's trigger among them is matched as that token. Raises GrammarError with the reason when
+    the request is too large, malformed or cannot be enforced.
+    """
+    if spec.json is not None:
+        return _from_schema(_parse_schema(spec.json))
+    if spec.json_object:
+        return _from_schema({"type": "object"})
+    if spec.regex is not None:
+        return _from_regex(spec.regex)
+    if spec.choice is not None:
+        return _from_choice(spec.choice)
+    if spec.grammar is not None:
+        return _from_lark(spec.grammar)
+    return _from_structural_tag(spec.structural_tag, special_tokens)
+
+
+def _parse_schema(schema: Any) -> Any:
+    if not isinstance(schema, str):
+        return schema
+    if len(schema) > MAX_SOURCE_BYTES:
+        raise GrammarError(f"the JSON schema is longer than {MAX_SOURCE_BYTES} bytes", _PARAM)
+    try:
+        return json.loads(schema)
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"the JSON schema is not valid JSON: {error}", _PARAM) from None
+
+
+def _from_schema(schema: Any) -> str:
+    from llguidance import LLMatcher
+
+    if not isinstance(schema, dict | bool):
+        raise GrammarError("a JSON schema must be an object", _PARAM)
+    if isinstance(schema, dict):
+        _check_schema(schema)
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise GrammarError(f"the JSON schema cannot be encoded: {error}", _PARAM) from None
+    if len(text) > MAX_SOURCE_BYTES:
+        raise GrammarError(f"the JSON schema is longer than {MAX_SOURCE_BYTES} bytes", _PARAM)
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            text, overrides={"whitespace_pattern": _WHITESPACE}
+        )
+    except ValueError as error:
+        raise GrammarError(f"the JSON schema is not valid: {error}", _PARAM) from None
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    """Bound depth, size and references with a walk that cannot recurse too deep itself."""
+    references: list[str] = []
+    for nodes, (node, depth) in enumerate(_walk(schema)):
+        if depth > MAX_DEPTH:
+            raise GrammarError(f"the JSON schema is nested deeper than {MAX_DEPTH}", _PARAM)
+        if nodes > MAX_NODES:
+            raise GrammarError(f"the JSON schema has more than {MAX_NODES} parts", _PARAM)
+        if isinstance(node, dict):
+            _check_node(node, references)
+    for reference in references:
+        _check_reference(schema, reference)
+
+
+def _check_node(node: dict[str, Any], references: list[str]) -> None:
+    properties = node.get("properties")
+    if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+        raise GrammarError(f"an object has more than {MAX_PROPERTIES} properties", _PARAM)
+    reference = node.get("$ref")
+    if isinstance(reference, str):
+        if not reference.startswith("#"):
+            raise GrammarError(
+                f"$ref {reference[:100]!r} points outside the schema; only '#/…' is followed",
+                _PARAM,
+            )
+        references.append(reference)
+
+
+def _walk(root: Any) -> Iterator[tuple[Any, int]]:
+    stack: list[tuple[Any, int]] = [(root, 0)]
+    while stack:
+        node, depth = stack.pop()
+        yield node, depth
+        children: Any = ()
+        if isinstance(node, dict):
+            children = node.values()
+        elif isinstance(node, list):
+            children = node
+        stack.extend((child, depth + 1) for child in children)
+
+
+def _check_reference(schema: dict[str, Any], reference: str) -> None:
+    """Refuse a chain of references that leads nowhere but to itself."""
+    seen: set[str] = set()
+    current: Any = {"$ref": reference}
+    while isinstance(current, dict) and set(current) & {"$ref"} and len(current) == 1:
+        pointer = current["$ref"]
+        if not isinstance(pointer, str) or pointer in seen:
+            raise GrammarError(f"$ref {reference[:100]!r} only refers to itself", _PARAM)
+        seen.add(pointer)
+        current = _resolve(schema, pointer)
+
+
+def _resolve(schema: dict[str, Any], pointer: str) -> Any:
+    """Follow a JSON pointer (RFC 6901) inside the schema."""
+    current: Any = schema
+    for part in pointer.removeprefix("#").strip("/").split("/"):
+        key = part.replace("~1", "/").replace("~0", "~")
+        if key == "":
+            continue
+        if not isinstance(current, dict) or key not in current:
+            raise GrammarError(f"$ref {pointer[:100]!r} points to nothing", _PARAM)
+        current = current[key]
+    return current
+
+
+def _from_regex(regex: str) -> str:
+    from llguidance import LLMatcher
+
+    if not regex or len(regex) > MAX_REGEX_CHARS:
+        raise GrammarError(f"regex must have 1 to {MAX_REGEX_CHARS} characters", _PARAM)
+    return LLMatcher.grammar_from_regex(regex)
+
+
+def _from_choice(choices: list[str]) -> str:
+    if not choices or len(choices) > MAX_CHOICES:
+        raise GrammarError(f"choice must list 1 to {MAX_CHOICES} texts", _PARAM)
+    if any(not isinstance(choice, str) or not choice for choice in choices):
+        raise GrammarError("every choice must be a text that is not empty", _PARAM)
+    if sum(map(len, choices)) > MAX_SOURCE_BYTES:
+        raise GrammarError(f"the choices are longer than {MAX_SOURCE_BYTES} bytes", _PARAM)
+    return "start: " + " | ".join(json.dumps(choice) for choice in choices)
+
+
+def _from_lark(grammar: str) -> str:
+    if not grammar or len(grammar) > MAX_SOURCE_BYTES:
+        raise GrammarError(f"grammar must have 1 to {MAX_SOURCE_BYTES} characters", _PARAM)
+    if "::=" in grammar and "start:" not in grammar:
+        raise GrammarError(
+            "grammar must be Lark with a rule 'start:'; this looks like EBNF", _PARAM
+        )
+    return grammar
+
+
+def _from_structural_tag(tag: Any, special_tokens: frozenset[str]) -> str:
+    from llguidance import StructTag
+
+    tags = [
+        StructTag(trigger=trigger, begin=begin, grammar=schema, end=end)
+        for trigger, begin, schema, end in _tag_parts(_parse_schema(tag))
+    ]
+    special = all(t.trigger in special_tokens for t in tags)
+    return StructTag.to_grammar(tags, assume_special=special)
+
+
+def _tag_parts(tag: Any) -> list[tuple[str, str, dict[str, Any], str]]:
+    """(trigger, begin, schema, end) of both ways to write structural tags.
+
+    The older is {"structures": [{begin, schema, end}], "triggers"}, the newer {"format": {"type":
+    "triggered_tags", "triggers", "tags": [{begin, content: {json_schema}, end}]}}.
+    """
+    if not isinstance(tag, dict):
+        raise GrammarError("structural_tag must be an object", _PARAM)
+    body = tag.get("format", tag)
+    if "format" in tag and (not isinstance(body, dict) or body.get("type") != "triggered_tags"):
+        raise GrammarError("structural_tag.format.type must be 'triggered_tags'", _PARAM)
+    triggers = body.get("triggers")
+    items = body.get("tags" if "format" in tag else "structures")
+    if not isinstance(triggers, list) or not isinstance(items, list) or not items:
+        raise GrammarError("structural_tag needs a list of triggers and a list of tags", _PARAM)
+    return [_tag_part(item, triggers) for item in items]
+
+
+def _tag_part(item: Any, triggers: list[Any]) -> tuple[str, str, dict[str, Any], str]:
+    if not isinstance(item, dict) or not isinstance(item.get("begin"), str):
+        raise GrammarError("every structural tag needs a text 'begin'", _PARAM)
+    begin = item["begin"]
+    content = item.get("content", {})
+    schema = item.get("schema") or (content.get("json_schema") if isinstance(content, dict) else {})
+    if not isinstance(schema, dict):
+        raise GrammarError(f"the schema of tag {begin[:100]!r} must be an object", _PARAM)
+    _check_schema(schema)
+    for trigger in triggers:
+        if isinstance(trigger, str) and trigger and begin.startswith(trigger):
+            return trigger, begin, schema, str(item.get("end", ""))
+    raise GrammarError(f"no trigger matches the start of tag {begin[:100]!r}", _PARAM)

@@ -1,0 +1,187 @@
+"""Grammars: what is refused and why, and that masks allow exactly what the grammar allows."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pagemill.errors import GrammarError, InvalidParams
+from pagemill.grammar.compiler import GrammarCompiler
+from pagemill.grammar.manager import GrammarManager, GrammarState
+from pagemill.params import StructuredOutputs
+
+EOS = 256
+VOCAB = 300  # wider than the tokenizer, as padded models are
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<eos>"])
+    return GrammarCompiler(tokenizer.to_str(), VOCAB, [EOS])
+
+
+@pytest.fixture(scope="module")
+def manager(compiler: GrammarCompiler) -> GrammarManager:
+    return GrammarManager(compiler)
+
+
+def sample(manager: GrammarManager, spec: StructuredOutputs, seed: int, limit: int = 400) -> str:
+    """A random walk through the grammar."""
+    rng = random.Random(seed)
+    tokens = Tokenizer.from_str(manager._compiler._tokenizer_json)
+    state, chosen = manager.start(spec), []
+    while len(chosen) < limit:
+        bits = np.unpackbits(manager.bitmask([state]).view(np.uint8), bitorder="little")
+        token = rng.choice(np.flatnonzero(bits).tolist())
+        assert token < VOCAB
+        chosen.append(token)
+        if token == EOS or state.accept([token]):
+            break
+    return tokens.decode([t for t in chosen if t != EOS])
+
+
+def test_regex_walks_match(manager: GrammarManager) -> None:
+    for seed in range(20):
+        text = sample(manager, StructuredOutputs(regex=r"[ab]{2,5}-\d{3}"), seed)
+        assert re.fullmatch(r"[ab]{2,5}-\d{3}", text)
+
+
+def test_choice_walks_are_choices(manager: GrammarManager) -> None:
+    choices = ["yes", "no", 'quote " and \\ slash', "naïve"]
+    seen = {sample(manager, StructuredOutputs(choice=choices), seed) for seed in range(40)}
+    assert seen == set(choices)
+
+
+def test_lark_walks_match(manager: GrammarManager) -> None:
+    spec = StructuredOutputs(grammar='start: "a" "b"+ ["c"]')
+    for seed in range(20):
+        text = sample(manager, spec, seed)
+        assert re.fullmatch("ab+c?", text) or len(text) > 300
+
+
+def test_schema_walks_validate(manager: GrammarManager) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["x", "y"]}, "flag": {"type": "boolean"}},
+        "required": ["kind", "flag"],
+        "additionalProperties": False,
+    }
+    for seed in range(10):
+        value = json.loads(sample(manager, StructuredOutputs(json=schema), seed, limit=2000))
+        assert value["kind"] in ("x", "y") and isinstance(value["flag"], bool)
+
+
+def test_structural_tag_forces_the_schema_inside(manager: GrammarManager) -> None:
+    tag = {
+        "structures": [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}],
+        "triggers": ["<f"],
+    }
+    state = manager.start(StructuredOutputs(structural_tag=tag))
+    encode = Tokenizer.from_str(manager._compiler._tokenizer_json).encode
+    state.accept(encode("free text <f>").ids)
+    bits = np.unpackbits(manager.bitmask([state]).view(np.uint8), bitorder="little")
+    letters = set("".join(manager_text(manager, np.flatnonzero(bits).tolist())))
+    assert set("-0123456789") <= letters and not letters & set("abcxyz<")
+
+
+def manager_text(manager: GrammarManager, ids: list[int]) -> list[str]:
+    tokenizer = Tokenizer.from_str(manager._compiler._tokenizer_json)
+    return [tokenizer.decode([i]) for i in ids]
+
+
+def test_accept_refuses_what_the_mask_forbids(manager: GrammarManager) -> None:
+    state: GrammarState = manager.start(StructuredOutputs(choice=["aa"]))
+    encode = Tokenizer.from_str(manager._compiler._tokenizer_json).encode
+    with pytest.raises(GrammarError, match="could not be followed"):
+        state.accept(encode("b").ids)
+
+
+def test_states_of_one_grammar_are_independent(manager: GrammarManager) -> None:
+    spec = StructuredOutputs(choice=["ab", "ba"])
+    first, second = manager.start(spec), manager.start(spec)
+    encode = Tokenizer.from_str(manager._compiler._tokenizer_json).encode
+    first.accept(encode("a").ids)
+    masks = manager.bitmask([first, second])
+    assert (masks[0] != masks[1]).any()
+
+
+def nested(depth: int) -> dict[str, object]:
+    schema: dict[str, object] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+CYCLE = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+REFUSED = [
+    ({"json": nested(500)}, "nested deeper"),
+    ({"json": CYCLE}, "only refers to itself"),
+    ({"json": {"$ref": "https://example.com/schema.json"}}, "outside the schema"),
+    ({"json": {"$ref": "#/$defs/none"}}, "points to nothing"),
+    ({"json": "{not json"}, "not valid JSON"),
+    ({"json": {"not": {"type": "string"}}}, "not"),
+    ({"json": {"type": "string", "format": "nonsense"}}, "format"),
+    ({"json": {"oneOf": [{"type": "object"}, {"type": "object"}]}}, "oneOf"),
+    ({"json": {"properties": {f"p{i}": {} for i in range(3000)}}}, "properties"),
+    ({"json": {"type": "integer", "minimum": 10**40}}, "integer range"),
+    ({"regex": "(?=a)b"}, "cannot be enforced"),
+    ({"regex": "x" * 20_000}, "characters"),
+    ({"choice": []}, "choice"),
+    ({"choice": [""]}, "not empty"),
+    ({"grammar": 'root ::= "a"'}, "Lark"),
+    ({"grammar": "start: undefined_rule"}, "cannot be enforced"),
+    ({"structural_tag": {"triggers": ["<"]}}, "structural_tag"),
+    (
+        {
+            "structural_tag": {
+                "triggers": ["<"],
+                "structures": [{"begin": "x", "schema": {"type": "null"}}],
+            }
+        },
+        "no trigger",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), REFUSED, ids=[r for _, r in REFUSED])
+def test_refused_with_the_reason(
+    compiler: GrammarCompiler, fields: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(GrammarError, match=re.escape(reason)):
+        compiler.compile(StructuredOutputs(**fields))
+
+
+def test_exactly_one_constraint() -> None:
+    with pytest.raises(InvalidParams, match="exactly one"):
+        StructuredOutputs(regex="a", choice=["b"])
+    with pytest.raises(InvalidParams, match="exactly one"):
+        StructuredOutputs()
+
+
+def test_large_schemas_compile_or_are_refused_in_bounded_work(compiler: GrammarCompiler) -> None:
+    enum = {"enum": [f"value number {i}" for i in range(20_000)]}
+    compiler.compile(StructuredOutputs(json=enum))
+    variants = [{"properties": {"k": {"const": f"v{i}"}}, "required": ["k"]} for i in range(500)]
+    compiler.compile(StructuredOutputs(json={"oneOf": [{"type": "object", **v} for v in variants]}))
+
+
+def test_compile_runs_beside_the_caller(manager: GrammarManager) -> None:
+    enum = {"enum": [f"another value {i}" for i in range(20_000)]}
+    state = manager.start(StructuredOutputs(json=enum))
+    polls = 0
+    while not state.ready:
+        polls += 1
+        time.sleep(0.001)
+    assert polls > 0
+    assert manager.bitmask([state]).any()
