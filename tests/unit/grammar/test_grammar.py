@@ -53,7 +53,7 @@ def sample(manager: GrammarManager, spec: StructuredOutputs, seed: int, limit: i
 
 def test_regex_walks_match(manager: GrammarManager) -> None:
     for seed in range(20):
-        text = sample(manager, StructuredOutputs(regex=r"[ab]{2,5}-\d{3}"), seed)
+        text = sample(manager, StructuredOutputs(regex=r"[ab]{2,5}-[0-9]{3}"), seed)
         assert re.fullmatch(r"[ab]{2,5}-\d{3}", text)
 
 
