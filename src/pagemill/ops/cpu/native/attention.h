@@ -1,0 +1,209 @@
+// Paged attention over mixed rows: decode and chunked prefill in one call.
+//
+// A work item is one key-value head of one row and a tile of its queries. Its keys are read in
+// tiles of kKeys through the block table, with the online softmax of Milakov and Gimelshein
+// (arXiv:1805.02867), so no score matrix is ever held.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace pagemill::PAGEMILL_ISA {
+
+constexpr int kKeys = 32;      // keys in a tile
+constexpr int kQueryRows = 32; // query heads x query tokens in a tile
+constexpr int kMaxHeadDim = 256;
+
+struct Item {
+  int32_t row, kv_head, first_query, num_queries;
+};
+
+// Per-thread working memory of one item.
+struct Scratch {
+  float q[kQueryRows * kMaxHeadDim];
+  float out[kQueryRows * kMaxHeadDim];
+  float k[kMaxHeadDim * kKeys]; // transposed: [head_dim, kKeys]
+  float v[kKeys * kMaxHeadDim];
+  float scores[kQueryRows * kKeys];
+  float top[kQueryRows], total[kQueryRows];
+};
+
+// C[m, n] (+)= A[m, depth] B[depth, n], n a multiple of kLanes; four rows by two vectors at once.
+template <bool kAdd>
+void small_product(int m, int n, int depth, const float* a, int lda, const float* b, int ldb,
+                   float* c, int ldc) {
+  for (int i = 0; i < m; i += 4) {
+    int rows = std::min(4, m - i);
+    for (int j = 0; j < n; j += 2 * kLanes) {
+      bool wide = j + kLanes < n;
+      VecF acc[4][2] = {};
+      for (int r = 0; kAdd && r < rows; r++) {
+        acc[r][0] = load(c + (i + r) * ldc + j);
+        if (wide) acc[r][1] = load(c + (i + r) * ldc + j + kLanes);
+      }
+      for (int d = 0; d < depth; d++) {
+        VecF left = load(b + d * ldb + j);
+        VecF right = wide ? load(b + d * ldb + j + kLanes) : left;
+        for (int r = 0; r < 4; r++) {
+          float x = a[(i + std::min(r, rows - 1)) * lda + d];
+          acc[r][0] += x * left;
+          acc[r][1] += x * right;
+        }
+      }
+      for (int r = 0; r < rows; r++) {
+        store(c + (i + r) * ldc + j, acc[r][0]);
+        if (wide) store(c + (i + r) * ldc + j + kLanes, acc[r][1]);
+      }
+    }
+  }
+}
+
+template <typename T>
+class Worker {
+ public:
+  explicit Worker(const AttentionArgs& args)
+      : a_(args), d_(int(args.head_dim)), group_(int(args.heads / args.kv_heads)) {}
+
+  void run(const Item& item) {
+    rows_ = item.num_queries * group_;
+    int64_t query_begin = a_.query_start[item.row];
+    int64_t query_len = a_.query_start[item.row + 1] - query_begin;
+    first_position_ = a_.seq_lens[item.row] - query_len + item.first_query;
+    load_queries(item, query_begin + item.first_query);
+    std::fill_n(s_.out, rows_ * d_, 0.0f);
+    std::fill_n(s_.top, rows_, -INFINITY);
+    std::fill_n(s_.total, rows_, 0.0f);
+    int64_t end = first_position_ + item.num_queries;
+    int64_t begin = a_.window ? std::max<int64_t>(0, first_position_ - a_.window + 1) : 0;
+    for (int64_t key = begin; key < end; key += kKeys) {
+      int count = int(std::min<int64_t>(kKeys, end - key));
+      load_keys(item, key, count);
+      score(key, count);
+      small_product<true>(rows_, d_, count, s_.scores, kKeys, s_.v, d_, s_.out, d_);
+    }
+    write(item, query_begin + item.first_query);
+  }
+
+ private:
+  // Row r of the tile is query r / group, head r % group; the scale is applied here once.
+  void load_queries(const Item& item, int64_t token) {
+    const T* q = static_cast<const T*>(a_.q);
+    for (int r = 0; r < rows_; r++) {
+      int64_t head = item.kv_head * group_ + r % group_;
+      const T* from = q + ((token + r / group_) * a_.heads + head) * d_;
+      for (int i = 0; i < d_; i++) s_.q[r * d_ + i] = to_float(from[i]) * a_.scale;
+    }
+  }
+
+  void load_keys(const Item& item, int64_t key, int count) {
+    const int32_t* table = a_.block_table + item.row * a_.table_stride;
+    const T* keys[kKeys];
+    for (int j = 0; j < count; j++) {
+      int64_t block = table[(key + j) / a_.block_size], offset = (key + j) % a_.block_size;
+      int64_t at = ((block * a_.kv_heads + item.kv_head) * a_.block_size + offset) * d_;
+      keys[j] = static_cast<const T*>(a_.k_cache) + at;
+      const T* v = static_cast<const T*>(a_.v_cache) + at;
+      for (int i = 0; i + kLanes <= d_; i += kLanes) store(s_.v + j * d_ + i, load(v + i));
+      for (int i = d_ / kLanes * kLanes; i < d_; i++) s_.v[j * d_ + i] = to_float(v[i]);
+    }
+    transpose(keys, count);
+  }
+
+  // Keys past `count` repeat the last one; their scores are masked.
+  void transpose(const T* const* keys, int count) {
+    for (int j = 0; j < kKeys; j += 8) {
+      const T* k[8];
+      for (int c = 0; c < 8; c++) k[c] = keys[std::min(j + c, count - 1)];
+      for (int i = 0; i < d_; i++)
+        for (int c = 0; c < 8; c++) s_.k[i * kKeys + j + c] = to_float(k[c][i]);
+    }
+  }
+
+  // Scores of a tile -> weights relative to the running maximum; rescales what was summed before.
+  void score(int64_t key, int count) {
+    small_product<false>(rows_, kKeys, d_, s_.q, d_, s_.k, kKeys, s_.scores, kKeys);
+    for (int r = 0; r < rows_; r++) {
+      float* row = s_.scores + r * kKeys;
+      if (a_.soft_cap > 0)
+        for (int j = 0; j < kKeys; j += kLanes)
+          store(row + j, a_.soft_cap * tanh(load(row + j) / a_.soft_cap));
+      mask(row, first_position_ + r / group_, key, count);
+      softmax(row, r);
+    }
+  }
+
+  void mask(float* row, int64_t position, int64_t key, int count) const {
+    for (int j = 0; j < kKeys; j++) {
+      bool past = key + j > position || j >= count;
+      bool outside = a_.window && key + j <= position - a_.window;
+      if (past || outside) row[j] = -INFINITY;
+    }
+  }
+
+  void softmax(float* row, int r) {
+    VecF tops = load(row);
+    for (int j = kLanes; j < kKeys; j += kLanes) tops = max(tops, load(row + j));
+    float top = std::max(s_.top[r], max(tops));
+    if (top == -INFINITY) {  // no key of this tile is visible
+      std::fill_n(row, kKeys, 0.0f);
+      return;
+    }
+    VecF totals{};
+    for (int j = 0; j < kKeys; j += kLanes) {
+      VecF x = load(row + j);
+      VecF weight = x == -INFINITY ? VecF{} : exp(x - top);
+      store(row + j, weight);
+      totals += weight;
+    }
+    float rescale = s_.top[r] == -INFINITY ? 0.0f : std::exp(s_.top[r] - top);
+    s_.total[r] = s_.total[r] * rescale + sum(totals);
+    s_.top[r] = top;
+    if (rescale != 1.0f)
+      for (int i = 0; i < d_; i++) s_.out[r * d_ + i] *= rescale;
+  }
+
+  void write(const Item& item, int64_t token) {
+    T* out = static_cast<T*>(a_.out);
+    for (int r = 0; r < rows_; r++) {
+      int64_t head = item.kv_head * group_ + r % group_;
+      T* to = out + ((token + r / group_) * a_.heads + head) * d_;
+      float inverse = 1.0f / s_.total[r];
+      for (int i = 0; i < d_; i++) from_float(s_.out[r * d_ + i] * inverse, to + i);
+    }
+  }
+
+  const AttentionArgs& a_;
+  const int d_, group_;
+  int rows_ = 0;
+  int64_t first_position_ = 0;
+  Scratch s_;
+};
+
+inline std::vector<Item> work_items(const AttentionArgs& a) {
+  int32_t tile = std::max<int32_t>(1, kQueryRows / int32_t(a.heads / a.kv_heads));
+  std::vector<Item> items;
+  for (int32_t r = 0; r < a.rows; r++) {
+    int32_t queries = a.query_start[r + 1] - a.query_start[r];
+    for (int32_t first = 0; first < queries; first += tile)
+      for (int32_t h = 0; h < a.kv_heads; h++)
+        items.push_back({r, h, first, std::min(tile, queries - first)});
+  }
+  return items;
+}
+
+template <typename T>
+void attention(const AttentionArgs& a) {
+  std::vector<Item> items = work_items(a);
+#pragma omp parallel
+  {
+    Worker<T> worker(a);
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < items.size(); i++) worker.run(items[i]);
+  }
+}
+
+}  // namespace pagemill::PAGEMILL_ISA

@@ -1,0 +1,125 @@
+// Norms, gates, rotary embedding with the cache write: one pass over the rows each.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace pagemill::PAGEMILL_ISA {
+
+// Rows below this many elements in all are not worth waking a second thread.
+constexpr int64_t kParallelElements = 32 * 1024;
+
+template <typename T>
+void norm_row(const T* x, T* residual, const float* weight, T* out, int64_t size, float eps) {
+  VecF squares{};
+  float tail = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    VecF v = load(x + i);
+    if (residual) {
+      v += load(residual + i);
+      store(residual + i, v);
+      v = load(residual + i);  // as rounded: the sum that the next layer will read
+    }
+    squares += v * v;
+  }
+  for (; i < size; i++) {
+    float v = to_float(x[i]);
+    if (residual) {
+      from_float(v + to_float(residual[i]), residual + i);
+      v = to_float(residual[i]);
+    }
+    tail += v * v;
+  }
+  const T* source = residual ? residual : x;
+  float inverse = 1.0f / std::sqrt((sum(squares) + tail) / float(size) + eps);
+  for (i = 0; i + kLanes <= size; i += kLanes)
+    store(out + i, load(source + i) * inverse * load(weight + i));
+  for (; i < size; i++) from_float(to_float(source[i]) * inverse * weight[i], out + i);
+}
+
+template <typename T>
+void rms_norm(const NormArgs& a) {
+#pragma omp parallel for if (a.rows * a.size > kParallelElements)
+  for (int64_t r = 0; r < a.rows; r++) {
+    T* residual = a.residual ? static_cast<T*>(a.residual) + r * a.size : nullptr;
+    norm_row(static_cast<const T*>(a.x) + r * a.x_stride, residual, a.weight,
+             static_cast<T*>(a.out) + r * a.size, a.size, a.eps);
+  }
+}
+
+inline VecF gate(VecF x, Gate kind) {
+  if (kind == Gate::kSilu) return x / (1.0f + exp(-x));
+  VecF inner = 0.7978845608f * (x + 0.044715f * x * x * x);
+  return 0.5f * x * (1.0f + tanh(inner));
+}
+
+template <typename T>
+void gate_row(const T* x, T* out, int64_t size, Gate kind) {
+  const T* up = x + size;
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(out + i, gate(load(x + i), kind) * load(up + i));
+  for (; i < size; i++) {
+    VecF v = gate(broadcast(to_float(x[i])), kind);
+    from_float(v[0] * to_float(up[i]), out + i);
+  }
+}
+
+template <typename T>
+void gate_mul(const GateArgs& a) {
+#pragma omp parallel for if (a.rows * a.size > kParallelElements / 4)
+  for (int64_t r = 0; r < a.rows; r++)
+    gate_row(static_cast<const T*>(a.x) + 2 * r * a.size, static_cast<T*>(a.out) + r * a.size,
+             a.size, a.gate);
+}
+
+// Rotates one head, the two halves of which are the pairs ("neox" order); `head` is float scratch.
+inline void rotate(float* head, const float* cos_sin, int64_t head_dim) {
+  int64_t half = head_dim / 2;
+  for (int64_t i = 0; i < half; i++) {
+    float c = cos_sin[i], s = cos_sin[half + i], a = head[i], b = head[half + i];
+    head[i] = a * c - b * s;
+    head[half + i] = b * c + a * s;
+  }
+}
+
+template <typename T>
+void rope_head(const T* x, T* out, const float* norm, const float* cos_sin, int64_t head_dim,
+               float eps) {
+  float head[512];
+  for (int64_t i = 0; i < head_dim; i++) head[i] = to_float(x[i]);
+  if (norm) norm_row<float>(head, nullptr, norm, head, head_dim, eps);
+  rotate(head, cos_sin, head_dim);
+  for (int64_t i = 0; i < head_dim; i++) from_float(head[i], out + i);
+}
+
+template <typename T>
+void rope_cache_token(const RopeCacheArgs& a, int64_t token) {
+  const int64_t d = a.head_dim;
+  const T* row = static_cast<const T*>(a.qkv) + token * (a.heads + 2 * a.kv_heads) * d;
+  const float* cos_sin = a.cos_sin + a.positions[token] * d;
+  T* q = static_cast<T*>(a.q) + token * a.heads * d;
+  for (int64_t h = 0; h < a.heads; h++)
+    rope_head(row + h * d, q + h * d, a.q_norm, cos_sin, d, a.eps);
+  int64_t slot = a.slot_mapping[token];
+  if (slot < 0) return;
+  const T* k = row + a.heads * d;
+  const T* v = k + a.kv_heads * d;
+  int64_t block = slot / a.block_size, offset = slot % a.block_size;
+  for (int64_t h = 0; h < a.kv_heads; h++) {
+    int64_t at = ((block * a.kv_heads + h) * a.block_size + offset) * d;
+    rope_head(k + h * d, static_cast<T*>(a.k_cache) + at, a.k_norm, cos_sin, d, a.eps);
+    std::memcpy(static_cast<T*>(a.v_cache) + at, v + h * d, d * sizeof(T));
+  }
+}
+
+template <typename T>
+void rope_cache(const RopeCacheArgs& a) {
+  int64_t elements = a.tokens * (a.heads + a.kv_heads) * a.head_dim;
+#pragma omp parallel for if (elements > kParallelElements)
+  for (int64_t t = 0; t < a.tokens; t++) rope_cache_token<T>(a, t);
+}
+
+}  // namespace pagemill::PAGEMILL_ISA

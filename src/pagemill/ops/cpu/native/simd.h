@@ -1,0 +1,110 @@
+// Portable vectors (GCC/Clang vector extensions): one source, as wide as the target allows.
+//
+// Everything here lives in a namespace named after the instruction set, because the same file is
+// compiled several times and the linker must not merge the copies.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace pagemill::PAGEMILL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+using VecF = float __attribute__((vector_size(kLanes * 4)));
+using VecI = int32_t __attribute__((vector_size(kLanes * 4)));
+using VecU = uint32_t __attribute__((vector_size(kLanes * 4)));
+using VecH = uint16_t __attribute__((vector_size(kLanes * 2)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline VecF broadcast(float x) { return x - VecF{}; }
+
+inline VecF load(const float* p) {
+  VecF v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline VecF load(const BFloat16* p) {
+  VecH half;
+  std::memcpy(&half, p, sizeof half);
+  return reinterpret_cast<VecF>(__builtin_convertvector(half, VecU) << 16);
+}
+
+inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
+
+// Rounds to nearest, ties to even. NaN payloads are not preserved.
+inline void store(BFloat16* p, VecF v) {
+  VecU bits = reinterpret_cast<VecU>(v);
+  bits += 0x7fffu + ((bits >> 16) & 1u);
+  VecH half = __builtin_convertvector(bits >> 16, VecH);
+  std::memcpy(p, &half, sizeof half);
+}
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(BFloat16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+inline void from_float(float x, float* out) { *out = x; }
+
+inline void from_float(float x, BFloat16* out) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  out->bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline float sum(VecF v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; i++) total += v[i];
+  return total;
+}
+
+inline float max(VecF v) {
+  float top = v[0];
+  for (int i = 1; i < kLanes; i++) top = v[i] > top ? v[i] : top;
+  return top;
+}
+
+inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
+inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
+
+// e^x to about 2 units in the last place: range reduction by ln 2 in two parts (Cody and Waite,
+// 1980), then a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0 or tiny.
+inline VecF exp(VecF x) {
+  x = max(min(x, broadcast(88.0f)), broadcast(-87.0f));
+  VecF scaled = x * 1.44269504088896f;
+  VecI n = __builtin_convertvector(scaled + (scaled < 0 ? broadcast(-0.5f) : broadcast(0.5f)), VecI);
+  VecF whole = __builtin_convertvector(n, VecF);
+  VecF r = x - whole * 0.693359375f;
+  r = r + whole * 2.12194440e-4f;
+  VecF p = broadcast(1.0f / 720);
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (n << 23));
+}
+
+// tanh by the exponential; exact enough where |x| is not tiny, and odd by construction.
+inline VecF tanh(VecF x) {
+  VecF e = exp(2.0f * x);
+  return 1.0f - 2.0f / (e + 1.0f);
+}
+
+}  // namespace pagemill::PAGEMILL_ISA
