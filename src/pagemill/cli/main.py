@@ -1,0 +1,27 @@
+"""The `pagemill` command. A command's module is imported when the command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pagemill.cli.parser import parse, serve_args
+from pagemill.errors import PageMillError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; an error of ours is one line on stderr and 1."""
+    parsed = parse(argv)
+    try:
+        if parsed.command == "chat":
+            from pagemill.cli.chat import chat
+
+            return chat(parsed)
+        from pagemill.cli.serve import serve
+
+        return serve(serve_args(parsed))
+    except PageMillError as error:
+        print(f"pagemill: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,125 @@
+"""From what the user asked for to what the engine runs: a pure function.
+
+Every choice that depends on the model or the device is made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pagemill.config.args import ServeArgs
+from pagemill.config.engine import EngineConfig
+from pagemill.config.facts import DeviceFacts
+from pagemill.config.model import ModelConfig
+from pagemill.errors import ConfigError
+
+GIB = 2**30
+CPU_KV_CACHE_BYTES = 4 * GIB
+CUDA_MEMORY_UTILIZATION = 0.9
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def resolve(
+    args: ServeArgs, model: ModelConfig, device: DeviceFacts, *, path: str = "", hash_key: str = ""
+) -> EngineConfig:
+    """The engine's settings for this model on this device.
+
+    `path` is where the model's files are, `args.model` when empty; `hash_key` keys the prefix
+    cache's hashes. Raises ConfigError, naming the flag and what to change.
+    """
+    _check(args)
+    max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
+    return EngineConfig(
+        model=path or args.model or "",
+        served_model_names=served_model_names(args, path),
+        device=device.type,
+        dtype=_dtype(args.dtype, model.dtype, device),
+        max_model_len=_max_model_len(args.max_model_len, model),
+        max_model_len_fixed=args.max_model_len is not None,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        memory_utilization=args.memory_utilization or CUDA_MEMORY_UTILIZATION,
+        kv_cache_bytes=_kv_cache_bytes(args, device),
+        load_format=args.load_format,
+        prefix_caching=args.prefix_cache,
+        overlap=args.overlap,
+        scheduling_policy=args.scheduling_policy,
+        max_num_queued_reqs=args.max_num_queued_reqs,
+        deterministic=args.deterministic,
+        seed=args.seed,
+        num_threads=args.threads or device.num_threads,
+        hash_key=hash_key,
+    )
+
+
+def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
+    """What the user should know about the resolved settings, one line each."""
+    if config.device == "cpu" and config.dtype == "float16":
+        return ["float16 is slow on CPUs; float32 or bfloat16 is faster"]
+    if config.device == "cpu" and config.dtype == "bfloat16" and not device.bfloat16:
+        return ["this CPU has no bfloat16 instructions; float32 is faster"]
+    return []
+
+
+def served_model_names(args: ServeArgs, path: str = "") -> tuple[str, ...]:
+    """The names that requests may use; the first is the one that answers carry."""
+    if args.served_model_name:
+        return args.served_model_name
+    return (args.model or Path(path).stem or "model",)
+
+
+def _check(args: ServeArgs) -> None:
+    """Refuse numbers that can never work."""
+    positive = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes")
+    for name in (*positive, "threads", "max_num_queued_reqs"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    share = args.memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"--memory-utilization must be above 0 and at most 1, got {share:g}")
+
+
+def _dtype(asked: str, checkpoint: str, device: DeviceFacts) -> str:
+    """CPUs compute in bfloat16 only where it is fast; CUDA in the checkpoint's type."""
+    if asked != "auto":
+        if asked == "bfloat16" and device.type == "cuda" and not device.bfloat16:
+            raise ConfigError(f"{device.name} has no bfloat16; use --dtype float16")
+        return asked
+    if device.type == "cpu":
+        return "bfloat16" if device.bfloat16 and checkpoint != "float32" else "float32"
+    if not device.bfloat16:
+        return "float16"
+    return checkpoint if checkpoint in ("bfloat16", "float16") else "bfloat16"
+
+
+def _max_model_len(asked: int | None, model: ModelConfig) -> int:
+    if asked is not None and asked > model.max_position:
+        raise ConfigError(
+            f"--max-model-len {asked} is more than the {model.max_position} tokens the model was "
+            "trained for; lower it, or leave it out"
+        )
+    return asked or model.max_position
+
+
+def _batch_size(args: ServeArgs, device: DeviceFacts) -> tuple[int, int]:
+    """Most requests and most tokens of a step: what keeps the device busy without long steps."""
+    if device.type == "cpu":
+        seqs, tokens = 64, 512
+    elif device.total_memory < 70 * GIB:
+        seqs, tokens = 256, 2048
+    elif device.total_memory < 130 * GIB:
+        seqs, tokens = 1024, 8192
+    else:
+        seqs, tokens = 1024, 16384
+    tokens = args.max_num_batched_tokens or max(tokens, args.max_num_seqs or 0)
+    return args.max_num_seqs or min(seqs, tokens), tokens
+
+
+def _kv_cache_bytes(args: ServeArgs, device: DeviceFacts) -> int:
+    """On a CPU a share of all memory would starve other programs, so the default is a size."""
+    if args.kv_cache_bytes is not None:
+        return args.kv_cache_bytes
+    if device.type == "cpu" and args.memory_utilization is None:
+        return min(CPU_KV_CACHE_BYTES, device.total_memory // 4)
+    return 0

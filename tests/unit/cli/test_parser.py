@@ -1,0 +1,73 @@
+"""The command line: built from `ServeArgs`, quick, and readable when wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pagemill.cli.parser import parse, serve_args
+from pagemill.config.args import ServeArgs, flags
+
+
+def parsed(*argv: str) -> ServeArgs:
+    return serve_args(parse(["serve", *argv]))
+
+
+def test_defaults_are_those_of_serve_args() -> None:
+    assert parsed() == ServeArgs()
+
+
+def test_every_field_can_be_set() -> None:
+    argv = ["some/model"]
+    expected: dict[str, object] = {"model": "some/model"}
+    for item, info, name in flags():
+        if item.name == "model":
+            continue
+        if info.kind is bool:
+            argv.append(name)
+            expected[item.name] = not item.default
+            continue
+        value = info.choices[-1] if info.choices else "7"
+        argv += [name, value]
+        expected[item.name] = (value,) if info.repeat else info.kind(value)
+    assert dataclasses.asdict(parsed(*argv)) == expected
+
+
+def test_repeated_flags_add_up_and_leave_the_model_alone() -> None:
+    args = parsed("--api-key", "a", "--api-key", "b", "m")
+    assert (args.api_key, args.model) == (("a", "b"), "m")
+    assert parsed().api_key == ()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--port", "x"], ["--dtype", "int3"], ["--nonsense"], ["a", "b"]],
+)
+def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parsed(*argv)
+    assert exit_info.value.code == 2
+    assert "usage: pagemill" in capsys.readouterr().err
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from pagemill.cli.main import main\n"
+        "try:\n    main(['serve', '--help'])\n"
+        "except SystemExit:\n"
+        "    heavy = {'torch', 'numpy', 'starlette', 'uvicorn'} & set(sys.modules)\n"
+        "    sys.exit(','.join(heavy) or 0)\n"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert b"scheduling:" in done.stdout
+    assert min(times) < 0.5

@@ -1,0 +1,152 @@
+"""`resolve`: what is chosen for a model on a device, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from pagemill.config.args import MAX_FLAGS, ServeArgs, flags
+from pagemill.config.engine import EngineConfig
+from pagemill.config.facts import DeviceFacts, cpu_facts
+from pagemill.config.model import ModelConfig, RopeConfig
+from pagemill.config.resolve import GIB, remarks, resolve
+from pagemill.errors import ConfigError
+
+MODEL = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=100,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_position=512,
+    norm_eps=1e-5,
+    rope=RopeConfig(),
+)
+CPU = DeviceFacts("cpu", "a CPU", 32 * GIB, 8, bfloat16=False)
+CPU_BF16 = dataclasses.replace(CPU, bfloat16=True)
+H100 = DeviceFacts("cuda", "H100", 80 * GIB, 16, bfloat16=True, capability=(9, 0))
+H200 = dataclasses.replace(H100, total_memory=141 * GIB)
+T4 = DeviceFacts("cuda", "T4", 16 * GIB, 4, bfloat16=False, capability=(7, 5))
+
+
+def run(device: DeviceFacts = CPU, model: ModelConfig = MODEL, **given: object) -> EngineConfig:
+    return resolve(ServeArgs(**given), model, device, path="/models/tiny.gguf")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "checkpoint", "expected"),
+    [
+        (CPU, "bfloat16", "float32"),
+        (CPU, "float16", "float32"),
+        (CPU_BF16, "bfloat16", "bfloat16"),
+        (CPU_BF16, "float32", "float32"),
+        (H100, "bfloat16", "bfloat16"),
+        (H100, "float16", "float16"),
+        (H100, "float32", "bfloat16"),
+        (T4, "bfloat16", "float16"),
+    ],
+)
+def test_auto_dtype_is_the_fast_one(device: DeviceFacts, checkpoint: str, expected: str) -> None:
+    assert run(device, dataclasses.replace(MODEL, dtype=checkpoint)).dtype == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_asked_dtype_is_kept(dtype: str) -> None:
+    assert run(CPU, dtype=dtype).dtype == dtype
+
+
+def test_slow_types_are_remarked_on() -> None:
+    assert "float16 is slow" in remarks(run(CPU, dtype="float16"), CPU)[0]
+    assert "no bfloat16" in remarks(run(CPU, dtype="bfloat16"), CPU)[0]
+    assert remarks(run(CPU), CPU) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "seqs", "tokens"),
+    [(CPU, 64, 512), (T4, 256, 2048), (H100, 1024, 8192), (H200, 1024, 16384)],
+)
+def test_batch_size_follows_the_device(device: DeviceFacts, seqs: int, tokens: int) -> None:
+    config = run(device)
+    assert (config.max_num_seqs, config.max_num_batched_tokens) == (seqs, tokens)
+
+
+def test_batch_sizes_stay_consistent() -> None:
+    assert run(max_num_batched_tokens=16).max_num_seqs == 16
+    assert run(max_num_seqs=700).max_num_batched_tokens == 700
+
+
+def test_context_length() -> None:
+    assert (run().max_model_len, run().max_model_len_fixed) == (512, False)
+    config = run(max_model_len=100)
+    assert (config.max_model_len, config.max_model_len_fixed) == (100, True)
+
+
+def test_cache_size_is_bounded_on_a_cpu_only() -> None:
+    assert run(CPU).kv_cache_bytes == 4 * GIB
+    assert run(dataclasses.replace(CPU, total_memory=8 * GIB)).kv_cache_bytes == 2 * GIB
+    assert run(CPU, memory_utilization=0.5).kv_cache_bytes == 0
+    assert run(H100).kv_cache_bytes == 0
+    assert run(H100, kv_cache_bytes=7).kv_cache_bytes == 7
+
+
+def test_names() -> None:
+    assert run(model=MODEL).served_model_names == ("tiny",)
+    assert resolve(ServeArgs(model="a/b"), MODEL, CPU).served_model_names == ("a/b",)
+    assert run(served_model_name=("x", "y")).served_model_names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_model_len": 513},
+        {"max_model_len": 0},
+        {"max_num_seqs": -1},
+        {"kv_cache_bytes": 0},
+        {"threads": 0},
+        {"memory_utilization": 1.5},
+        {"memory_utilization": 0.0},
+    ],
+)
+def test_impossible_numbers_name_their_flag(given: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="--" + next(iter(given)).replace("_", "-")):
+        run(**given)
+
+
+def test_bfloat16_is_refused_where_the_gpu_has_none() -> None:
+    with pytest.raises(ConfigError, match="float16"):
+        run(T4, dtype="bfloat16")
+
+
+def test_nothing_is_left_open_after_resolving() -> None:
+    config = run()
+    values = msgspec.structs.asdict(config)
+    assert None not in values.values()
+    assert "auto" not in [v for k, v in values.items() if k != "load_format"]
+    assert config.num_threads == 8
+    assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config
+
+
+def test_cpu_facts_from_cpuinfo() -> None:
+    core = "model name\t: Fast CPU\nphysical id\t: 0\ncore id\t: {}\nflags\t: fpu avx512_bf16\n\n"
+    facts = cpu_facts("".join(core.format(i) for i in (0, 0)))
+    assert (facts.type, facts.name, facts.bfloat16) == ("cpu", "Fast CPU", True)
+    assert facts.num_threads == 1  # two hyper-threads of one core
+    assert facts.total_memory > 0
+    assert not cpu_facts("").bfloat16
+
+
+def test_number_of_flags_is_bounded() -> None:
+    assert len(list(flags())) <= MAX_FLAGS
+    assert all(info.help for _, info, _ in flags())
+
+
+def test_config_needs_no_torch() -> None:
+    code = "import sys, pagemill.config.resolve; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
