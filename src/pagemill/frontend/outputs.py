@@ -54,3 +54,5 @@ class ChoiceUpdate:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    scheduled_time: float | None = None  # monotonic seconds of the first step with this choice
+    num_preemptions: int = 0

@@ -1,0 +1,271 @@
+"""The engine behind a process boundary, as the API sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pagemill.config.engine import EngineConfig
+from pagemill.engine.channel import ClientChannel, EngineAddress
+from pagemill.engine.messages import (
+    AbortRequests,
+    Control,
+    ControlResult,
+    EngineInfo,
+    EngineStats,
+    EngineStatus,
+    FromEngine,
+    StepOutputs,
+)
+from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
+from pagemill.frontend.mailbox import Mailbox
+from pagemill.frontend.monitor import EngineMonitor
+from pagemill.frontend.output_processor import OutputProcessor
+from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.frontend.queue_limit import QueueLimit
+from pagemill.frontend.submission import PromptHasher, engine_requests
+from pagemill.frontend.tokenizer import Tokenizer
+from pagemill.frontend.validate import RequestValidator
+from pagemill.params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.25
+DRAIN_SECONDS = 0.1  # for the last messages of an engine that has ended
+
+
+class EngineHandle(Protocol):
+    """A started engine process."""
+
+    @property
+    def address(self) -> EngineAddress: ...
+
+    def exit_cause(self) -> str | None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _OpenChoice:
+    """One engine request that has not ended: who reads it and what turns tokens into text."""
+
+    processor: OutputProcessor
+    mailbox: Mailbox
+
+
+class ZmqEngineClient:
+    """An `EngineClient` for one engine process. All methods run on one event loop.
+
+    `start` begins to listen; `close` ends the process. Requests are `<id>-<choice>` to the engine.
+    """
+
+    def __init__(
+        self,
+        engine: EngineHandle,
+        config: EngineConfig,
+        validator: RequestValidator,
+        tokenizer: Tokenizer | None,
+        *,
+        client_id: int = 0,
+        monitor: EngineMonitor | None = None,
+    ) -> None:
+        self._engine = engine
+        self._validator = validator
+        self._tokenizer = tokenizer
+        self._client_id = client_id
+        self._monitor = monitor or EngineMonitor()
+        self._hasher = PromptHasher(config)
+        self._limit = QueueLimit(config.max_num_queued_reqs)
+        self._choices: dict[str, _OpenChoice] = {}  # by engine request id
+        self._requests: dict[str, list[str]] = {}  # request id -> engine request ids
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._call_ids = itertools.count()
+        self._channel: ClientChannel | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._settled = asyncio.Event()  # ready or failed
+
+    async def start(self) -> None:
+        """Begin to listen to the engine and to watch its process."""
+        self._channel = ClientChannel(self._engine.address, self._client_id)
+        self._tasks = [
+            asyncio.create_task(self._listen(self._channel), name="engine-listen"),
+            asyncio.create_task(self._watch(), name="engine-watch"),
+        ]
+
+    async def wait_ready(self) -> EngineInfo:
+        """Wait until the engine has loaded. Raises EngineDeadError with the cause if it cannot."""
+        await self._settled.wait()
+        if self._monitor.failed:
+            raise EngineDeadError(self.status.detail)
+        return self.info
+
+    async def close(self) -> None:
+        """End the engine process; open requests end with an error."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail("the server is shutting down")
+        await asyncio.to_thread(self._engine.stop)
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._monitor.status
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._monitor.info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._monitor.stats
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        lora: str | None = None,
+    ) -> AsyncGenerator[ChoiceUpdate, None]:
+        """See `EngineClient.generate`."""
+        params = self._validator.resolve(prompt, params, self.info.max_model_len)
+        if params.max_tokens == 0 and params.prompt_logprobs is None:
+            for index in range(params.n):
+                yield ChoiceUpdate(index, finish_reason="length")
+            return
+        arrival_time = time.monotonic()
+        hashes = await self._hasher.hash(prompt.token_ids, self.info.block_size, cache_salt, lora)
+        additions = engine_requests(request_id, self._client_id, prompt, hashes, params)
+        for addition in additions:
+            addition.lora, addition.priority = lora, priority
+            addition.arrival_time = arrival_time
+        mailbox = Mailbox()
+        self._open(request_id, params, [a.request_id for a in additions], mailbox)
+        try:
+            for addition in additions:
+                self._send(addition)
+            num_open = params.n
+            while num_open:
+                for update in await mailbox.take():
+                    num_open -= update.finish_reason is not None
+                    yield update
+        finally:
+            self._close_request(request_id)
+
+    async def abort(self, request_ids: list[str]) -> int:
+        """See `EngineClient.abort`; the generators end with finish_reason "abort"."""
+        found = [i for i in request_ids if i in self._requests]
+        open_ids = [e for i in found for e in self._requests[i] if e in self._choices]
+        if open_ids:
+            self._send(AbortRequests(open_ids))
+        return len(found)
+
+    async def control(self, method: str, *args: Any) -> Any:
+        """See `EngineClient.control`."""
+        self._monitor.info  # noqa: B018  raises EngineDeadError
+        call_id = next(self._call_ids)
+        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(Control(call_id, self._client_id, method, list(args)))
+            return await future
+        finally:
+            del self._calls[call_id]
+
+    def _open(
+        self, request_id: str, params: SamplingParams, engine_ids: list[str], mailbox: Mailbox
+    ) -> None:
+        """Register the choices. Raises before anything is registered."""
+        self._limit.check(params.n, len(self._choices), self.info.max_num_seqs)
+        if request_id in self._requests:
+            raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
+        self._requests[request_id] = engine_ids
+        for index, engine_id in enumerate(engine_ids):
+            processor = OutputProcessor(index, params, self._tokenizer)
+            self._choices[engine_id] = _OpenChoice(processor, mailbox)
+
+    def _close_request(self, request_id: str) -> None:
+        """Forget the request, and abort whatever of it still runs."""
+        engine_ids = self._requests.pop(request_id)
+        running = [i for i in engine_ids if self._choices.pop(i, None) is not None]
+        if running:
+            self._send(AbortRequests(running))
+
+    def _send(self, message: Any) -> None:
+        if self._channel is not None and not self._monitor.failed:
+            self._channel.send(message)
+
+    async def _listen(self, channel: ClientChannel) -> None:
+        await channel.listen(self._handle)
+
+    def _handle(self, message: FromEngine) -> None:
+        if isinstance(message, StepOutputs):
+            self._monitor.alive(message.stats)
+            self._dispatch(message)
+        elif isinstance(message, ControlResult):
+            self._monitor.alive()
+            self._answer(message)
+        else:
+            self._monitor.observe(message)
+            if self._monitor.failed:
+                self._fail(message.detail)
+            elif message.info is not None:
+                self._settled.set()
+
+    def _dispatch(self, outputs: StepOutputs) -> None:
+        stopped = []
+        for delta in outputs.deltas:
+            choice = self._choices.get(delta.request_id)
+            if choice is None:
+                continue
+            update = choice.processor.process(delta)
+            if update is not None:
+                choice.mailbox.put(update)
+            if choice.processor.finished:
+                del self._choices[delta.request_id]
+                self._limit.finished()
+                if choice.processor.stopped_early:
+                    stopped.append(delta.request_id)
+        if stopped:
+            self._send(AbortRequests(stopped))
+
+    def _answer(self, result: ControlResult) -> None:
+        future = self._calls.get(result.call_id)
+        if future is None or future.done():
+            return
+        if result.error is None:
+            future.set_result(result.result)
+        else:
+            future.set_exception(PageMillError(result.error))
+
+    async def _watch(self) -> None:
+        """Notice the end of the process, however it came."""
+        while not self._monitor.failed:
+            await asyncio.sleep(WATCH_SECONDS)
+            cause = self._engine.exit_cause()
+            if cause is not None:
+                await asyncio.sleep(DRAIN_SECONDS)  # a status with the cause may be on its way
+                self._fail(cause)
+
+    def _fail(self, detail: str) -> None:
+        """End every open request and call; nothing can be started any more."""
+        if not self._monitor.failed:
+            self._monitor.fail(detail)
+        self._settled.set()
+        choices, self._choices = self._choices, {}
+        for choice in choices.values():
+            update = choice.processor.fail(detail)
+            if update is not None:
+                choice.mailbox.put(update)
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(EngineDeadError(detail))

@@ -1,0 +1,40 @@
+"""How many requests may wait, and when a refused one should come back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from pagemill.errors import OverloadedError
+
+_SMOOTHING = 0.1  # weight of the newest interval in the moving average
+_MAX_RETRY_SECONDS = 60
+
+
+class QueueLimit:
+    """Counts open engine requests: those that the engine can run, and `max_queued` more."""
+
+    def __init__(self, max_queued: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_queued = max_queued
+        self._clock = clock
+        self._last_finish: float | None = None
+        self._interval = 1.0  # seconds between finished requests, a moving average
+
+    def check(self, num_new: int, num_open: int, max_running: int) -> None:
+        """Raises OverloadedError when `num_new` more requests do not fit."""
+        excess = num_open + num_new - max_running - self._max_queued
+        if excess > 0:
+            wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(excess * self._interval)))
+            raise OverloadedError(
+                f"the queue is full ({self._max_queued} requests are waiting); "
+                f"try again in {wait} s",
+                retry_after=wait,
+            )
+
+    def finished(self) -> None:
+        """Take note that one request is done."""
+        now = self._clock()
+        if self._last_finish is not None:
+            self._interval += _SMOOTHING * (now - self._last_finish - self._interval)
+        self._last_finish = now

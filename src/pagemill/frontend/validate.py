@@ -1,0 +1,146 @@
+"""The checks of a request that need the model, and what the model adds to the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from pagemill.errors import ContextTooLong, InvalidParams
+from pagemill.frontend.outputs import Prompt
+from pagemill.frontend.tokenizer import Tokenizer, check_text
+from pagemill.params import SamplingParams
+
+
+class RequestValidator:
+    """Knows the model's vocabulary and limits. `max_logprobs` -1 means no limit."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_logprobs: int,
+        eos_token_ids: Iterable[int] = (),
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._max_logprobs = max_logprobs
+        self._eos_token_ids = [i for i in eos_token_ids if 0 <= i < vocab_size]
+        self._tokenizer = tokenizer
+
+    def resolve(self, prompt: Prompt, params: SamplingParams, max_model_len: int) -> SamplingParams:
+        """The parameters as the engine takes them; `params` stays as it is.
+
+        `max_tokens` becomes a number, at most what the context leaves after the prompt. Raises
+        InvalidParams, ContextTooLong or GrammarError.
+        """
+        check_prompt_ids(prompt.token_ids, self._vocab_size)
+        self._check_vocabulary(params)
+        self._check_logprobs(params)
+        self._check_text(params)
+        return msgspec.structs.replace(
+            params,
+            max_tokens=_max_tokens(len(prompt.token_ids), params, max_model_len),
+            eos_token_ids=self._eos_token_ids,
+            bad_words_token_ids=self._bad_words(params.bad_words or []),
+        )
+
+    def _check_vocabulary(self, params: SamplingParams) -> None:
+        lists = {
+            "logit_bias": params.logit_bias,
+            "allowed_token_ids": params.allowed_token_ids,
+            "stop_token_ids": params.stop_token_ids,
+        }
+        for name, token_ids in lists.items():
+            for token_id in token_ids or ():
+                _check_token_id(token_id, self._vocab_size, name)
+
+    def _check_logprobs(self, params: SamplingParams) -> None:
+        limit = self._vocab_size if self._max_logprobs < 0 else self._max_logprobs
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(params, name)
+            if asked is None:
+                continue
+            if (self._vocab_size if asked == -1 else asked) > limit:
+                raise InvalidParams(f"{name} may be at most {limit}, got {asked}", param=name)
+
+    def _check_text(self, params: SamplingParams) -> None:
+        for stop in params.stop_strings:
+            check_text(stop, "stop")
+        if params.stop_strings and self._tokenizer is None:
+            raise InvalidParams("stop strings need a tokenizer, which was not loaded", param="stop")
+        if params.structured_outputs is not None:
+            from pagemill.grammar.source import to_grammar
+
+            to_grammar(params.structured_outputs)
+
+    def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Each word's tokens at the start of a text and after a space, where these differ."""
+        if words and self._tokenizer is None:
+            raise InvalidParams("bad_words need a tokenizer, which was not loaded", "bad_words")
+        found: dict[tuple[int, ...], None] = {}
+        for word in words:
+            for text in (word, " " + word.lstrip()):
+                assert self._tokenizer is not None
+                token_ids = self._tokenizer.encode(
+                    text, add_special_tokens=False, param="bad_words"
+                )
+                if token_ids:
+                    found[tuple(token_ids)] = None
+        return [list(token_ids) for token_ids in found]
+
+
+def check_prompt_ids(token_ids: Sequence[int], vocab_size: int, param: str = "prompt") -> None:
+    """Refuse an empty prompt and ids outside the vocabulary. Raises InvalidParams."""
+    if not token_ids:
+        raise InvalidParams(f"{param} must have at least one token", param=param)
+    if set(map(type, token_ids)) != {int} or min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        for token_id in token_ids:
+            _check_token_id(token_id, vocab_size, param)
+
+
+def merge_eos_ids(
+    generation_config: dict[str, Any],
+    config_ids: Sequence[int] = (),
+    tokenizer_id: int | None = None,
+) -> list[int]:
+    """Every id that ends a generation, from the model's files; the first is the main one."""
+    listed = generation_config.get("eos_token_id")
+    ids = listed if isinstance(listed, list) else [listed]
+    merged = dict.fromkeys((*ids, *config_ids, tokenizer_id))
+    return [i for i in merged if isinstance(i, int)]
+
+
+def _check_token_id(token_id: Any, vocab_size: int, param: str) -> None:
+    if type(token_id) is not int or not 0 <= token_id < vocab_size:
+        raise InvalidParams(
+            f"{param} has the token id {token_id!r}, which is not in the vocabulary "
+            f"(0 to {vocab_size - 1})",
+            param=param,
+        )
+
+
+def _max_tokens(prompt_len: int, params: SamplingParams, max_model_len: int) -> int:
+    """What was asked for, or all that the context leaves. One token is sampled even for 0."""
+    room = max_model_len - prompt_len
+    if room < 1:
+        raise ContextTooLong(
+            f"the prompt has {prompt_len} tokens, but the context length is {max_model_len} "
+            "tokens and must leave room for at least one more",
+            param="prompt",
+        )
+    if params.max_tokens is None:
+        if params.min_tokens > room:
+            raise ContextTooLong(_over(prompt_len, params.min_tokens, max_model_len), "min_tokens")
+        return room
+    if params.max_tokens > room:
+        raise ContextTooLong(_over(prompt_len, params.max_tokens, max_model_len), "max_tokens")
+    return params.max_tokens
+
+
+def _over(prompt_len: int, asked: int, max_model_len: int) -> str:
+    return (
+        f"the context length is {max_model_len} tokens, but {prompt_len + asked} were asked for "
+        f"({prompt_len} in the prompt, {asked} for the output)"
+    )
