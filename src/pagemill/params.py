@@ -23,7 +23,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 128
 
 
-class StructuredOutputs(msgspec.Struct, omit_defaults=True):
+class StructuredOutputs(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """What the output must match: exactly one of the fields is set (`None` means unset)."""
 
     json: dict[str, Any] | str | bool | None = None  # a JSON schema

@@ -1,0 +1,82 @@
+"""The HTTP application: every endpoint stands in `ENDPOINTS`, the layers around them below."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from pagemill.api import admin, chat, completions, health, models, openapi, tokenize
+from pagemill.api import responses as r
+from pagemill.api import schema as s
+from pagemill.api.context import ServerContext
+from pagemill.api.endpoint import Endpoint, get, post
+from pagemill.api.errors import exception_handlers
+from pagemill.api.middleware import BodyLimit, Guard, HostCheck, KeyRing, RequestScopeMiddleware
+
+# fmt: off
+ENDPOINTS = (
+    post("/v1/chat/completions", chat.create, s.ChatRequest, r.ChatCompletion, generates=True),
+    post("/v1/completions", completions.create, s.CompletionRequest, r.Completion, generates=True),
+    get("/v1/models", models.list_models, r.ModelList),
+    get("/v1/models/{model_id:path}", models.get_model, r.ModelCard),
+    post("/tokenize", tokenize.tokenize, s.TokenizeRequest, r.TokenizeResponse),
+    post("/detokenize", tokenize.detokenize, s.DetokenizeRequest, r.DetokenizeResponse),
+    get("/health", health.health, r.HealthResponse, access="public"),
+    get("/ready", health.ready, r.HealthResponse, access="public"),
+    get("/version", health.version, r.VersionResponse),
+    get("/metrics", health.metrics),
+    get("/openapi.json", openapi.document),
+    get("/docs", openapi.page),
+    post("/abort", admin.abort, s.AbortRequest, r.AbortResponse, access="admin"),
+    post("/reset_prefix_cache", admin.reset_prefix_cache, None, r.ResetResponse, access="admin"),
+    get("/load", admin.load, r.LoadResponse, access="admin"),
+    get("/server_info", admin.server_info, r.ServerInfo, access="admin"),
+)
+# fmt: on
+
+
+def build_app(context: ServerContext) -> Starlette:
+    """The application over one engine. It starts nothing and owns nothing of `context`."""
+    settings = context.settings
+    layers = [
+        Middleware(RequestScopeMiddleware, context=context),
+        Middleware(HostCheck, allowed=settings.allowed_hosts),
+        Middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes),
+    ]
+    if settings.allowed_origins:
+        layers.insert(1, _cors(settings.allowed_origins))
+    keys = KeyRing.of(settings.keys, settings.admin_keys)
+    app = Starlette(
+        routes=[_route(endpoint, context, keys) for endpoint in ENDPOINTS],
+        middleware=layers,
+        exception_handlers=exception_handlers(),
+    )
+    app.state.endpoints = ENDPOINTS
+    return app
+
+
+def _route(endpoint: Endpoint, context: ServerContext, keys: KeyRing) -> Route:
+    guard = Middleware(
+        Guard,
+        context=context,
+        keys=keys,
+        route=endpoint.path,
+        access=endpoint.access,
+        generates=endpoint.generates,
+    )
+    handler = partial(endpoint.handler, context)
+    return Route(endpoint.path, handler, methods=[endpoint.method], middleware=[guard])
+
+
+def _cors(origins: tuple[str, ...]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-request-id"],
+        expose_headers=["x-request-id"],
+    )

@@ -1,0 +1,300 @@
+"""`POST /v1/chat/completions`: messages in, an assistant's message out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagemill.api.body import read_body
+from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.generation import Generation
+from pagemill.api.logprobs import chat_logprobs, prompt_logprobs
+from pagemill.api.messages import check_messages, check_tools, template_kwargs
+from pagemill.api.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ToolCall,
+    Usage,
+)
+from pagemill.api.sampling import (
+    check_num_choices,
+    refuse_unsupported,
+    sampling_params,
+    truncate,
+)
+from pagemill.api.schema import ChatRequest
+from pagemill.api.sse import event
+from pagemill.api.streaming import answer, chunk_usage, wants_final_usage
+from pagemill.api.tools.base import OutputParser, ParsedDelta
+from pagemill.errors import InvalidParams
+from pagemill.frontend.base import Renderer
+from pagemill.frontend.outputs import ChoiceUpdate, Prompt, TokenLogprobs
+
+_decoder = msgspec.json.Decoder(ChatRequest)
+
+
+async def create(context: ServerContext, request: Request) -> Response:
+    """Handle the request. Raises RequestError, OverloadedError, EngineDeadError."""
+    body = await read_body(request, _decoder, context.limits.body_timeout)
+    renderer = context.require_ready()
+    model = context.check_model(body.model)
+    ignored = refuse_unsupported(body)
+    params = sampling_params(
+        body, context, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body)
+    )
+    check_num_choices(1, params.n, context.limits)
+    generation = Generation(
+        context,
+        RequestScope.of(request),
+        [await _render(body, context, renderer)],
+        params,
+        id_prefix="chatcmpl",
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt,
+    )
+    call = _Call(body, context, generation, model)
+    return await answer(request, context, call, stream=bool(body.stream), ignored=ignored)
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    value: int | None = getattr(body, name)
+    if value is not None and value < 1:
+        raise InvalidParams(f"{name} must be at least 1, got {value}", param=name)
+    return value
+
+
+def _num_logprobs(body: ChatRequest) -> int | None:
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidParams("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if body.top_logprobs is not None and body.top_logprobs < 0:
+        raise InvalidParams("top_logprobs must not be negative", param="top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+async def _render(body: ChatRequest, context: ServerContext, renderer: Renderer) -> Prompt:
+    messages = check_messages(body.messages, context.limits)
+    continue_final = bool(body.continue_final_message)
+    add_generation = body.add_generation_prompt
+    if continue_final and add_generation:
+        raise InvalidParams(
+            "continue_final_message and add_generation_prompt exclude each other",
+            param="continue_final_message",
+        )
+    prompt = await renderer.render_chat(
+        messages,
+        tools=check_tools(body.tools, body.tool_choice, context.limits),
+        add_generation_prompt=not continue_final if add_generation is None else add_generation,
+        continue_final_message=continue_final,
+        add_special_tokens=bool(body.add_special_tokens),
+        template_kwargs=template_kwargs(body, context.limits),
+    )
+    return truncate(prompt, body.truncate_prompt_tokens, renderer.max_model_len)
+
+
+def _echo_of(body: ChatRequest) -> str:
+    """What `echo` puts before the answer: the last message, if it is the assistant's too."""
+    last = body.messages[-1]
+    if not body.echo or last["role"] != "assistant":
+        return ""
+    content: Any = last.get("content")
+    return content if isinstance(content, str) else ""
+
+
+@dataclass(slots=True)
+class _ChoiceState:
+    """A choice as far as it is sent: its parser, and whether it has called a tool."""
+
+    parser: OutputParser
+    echo: str
+    started: bool = False
+    called_tool: bool = False
+
+    def parse(self, update: ChoiceUpdate) -> ParsedDelta:
+        delta = self.parser.push(update.text)
+        if update.finish_reason is not None:
+            rest = self.parser.finish()
+            delta = ParsedDelta(
+                delta.content + rest.content,
+                delta.reasoning + rest.reasoning,
+                [*delta.tool_calls, *rest.tool_calls],
+            )
+        self.called_tool = self.called_tool or bool(delta.tool_calls)
+        return delta
+
+    def finish_reason(self, update: ChoiceUpdate) -> str | None:
+        if update.finish_reason == "stop" and self.called_tool:
+            return "tool_calls"
+        return update.finish_reason
+
+
+@dataclass
+class _Collected:
+    """The parts of a choice of a whole answer."""
+
+    content: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, update: ChoiceUpdate, delta: ParsedDelta) -> None:
+        self.content.append(delta.content)
+        self.reasoning.append(delta.reasoning)
+        for call in delta.tool_calls:
+            self._add_tool_call(call)
+        self.logprobs += update.logprobs or []
+        self.token_ids += update.token_ids
+        self.stop_reason = update.stop_reason
+
+    def _add_tool_call(self, piece: ToolCall) -> None:
+        if piece.id is UNSET:
+            self.tool_calls[-1].function.arguments += piece.function.arguments
+        else:
+            self.tool_calls.append(ToolCall(piece.function, piece.id, piece.type))
+
+    def message(self) -> AssistantMessage:
+        content, reasoning = "".join(self.content), "".join(self.reasoning)
+        message = AssistantMessage(content=content)
+        if reasoning:
+            message.reasoning = message.reasoning_content = reasoning
+        if self.tool_calls:
+            message.tool_calls = self.tool_calls
+            message.content = content or None
+        return message
+
+
+class _Call:
+    """One request's way from updates to chunks, or to one answer."""
+
+    def __init__(
+        self, body: ChatRequest, context: ServerContext, generation: Generation, model: str
+    ) -> None:
+        self._body = body
+        self._context = context
+        self._generation = generation
+        self._model = model
+        self._created = int(context.clock.wall())
+        echo = _echo_of(body)
+        self._states = [
+            _ChoiceState(context.output_parser(), echo) for _ in range(generation.params.n)
+        ]
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of the stream, those of one step together."""
+        options = self._body.stream_options
+        async with aclosing(self._generation.updates()) as stream:
+            async for updates in stream:
+                usage = chunk_usage(options, self._generation)
+                yield b"".join(self._events_of(update, usage) for update in updates)
+        if wants_final_usage(options):
+            yield event(self._chunk([], self._generation.usage()))
+
+    async def complete(self) -> ChatCompletion:
+        """The whole answer."""
+        collected = [_Collected(content=[state.echo]) for state in self._states]
+        answer = ChatCompletion(
+            id="",
+            created=self._created,
+            model=self._model,
+            choices=[],
+            usage=self._generation.usage(),
+            system_fingerprint=self._context.fingerprint,
+        )
+        async with aclosing(self._generation.updates()) as stream:
+            async for updates in stream:
+                for update in updates:
+                    self._collect(update, collected[update.index], answer)
+        answer.id = self._generation.response_id
+        answer.usage = self._generation.usage()
+        answer.choices = [self._choice(i, parts) for i, parts in enumerate(collected)]
+        if self._body.return_token_ids:
+            answer.prompt_token_ids = self._generation.prompts[0].token_ids
+        return answer
+
+    def _collect(self, update: ChoiceUpdate, parts: _Collected, answer: ChatCompletion) -> None:
+        state = self._states[update.index]
+        parts.add(update, state.parse(update))
+        parts.finish_reason = state.finish_reason(update)
+        if self._body.prompt_logprobs is not None and update.prompt_logprobs is not None:
+            answer.prompt_logprobs = prompt_logprobs(update.prompt_logprobs)
+
+    def _choice(self, index: int, parts: _Collected) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=parts.message(),
+            logprobs=self._logprobs(parts.logprobs),
+            finish_reason=parts.finish_reason,
+            stop_reason=parts.stop_reason,
+            token_ids=parts.token_ids if self._body.return_token_ids else UNSET,
+        )
+
+    def _logprobs(self, positions: list[TokenLogprobs] | None) -> ChatLogprobs | None:
+        if not self._body.logprobs or positions is None:
+            return None
+        as_ids = bool(self._body.return_tokens_as_token_ids)
+        return chat_logprobs(positions, self._body.top_logprobs or 0, as_ids)
+
+    def _chunk(
+        self, choices: list[ChatChunkChoice], usage: Usage | msgspec.UnsetType | None
+    ) -> ChatChunk:
+        return ChatChunk(
+            id=self._generation.response_id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=self._context.fingerprint,
+        )
+
+    def _events_of(self, update: ChoiceUpdate, usage: Usage | msgspec.UnsetType | None) -> bytes:
+        state = self._states[update.index]
+        opening = b""
+        if not state.started:
+            state.started = True
+            opening = self._opening(update.index, state.echo, usage)
+        parsed = state.parse(update)
+        choice = ChatChunkChoice(
+            index=update.index,
+            delta=_delta(parsed),
+            logprobs=self._logprobs(update.logprobs),
+            finish_reason=state.finish_reason(update),
+        )
+        if update.finish_reason is not None and update.stop_reason is not None:
+            choice.stop_reason = update.stop_reason
+        if self._body.return_token_ids:
+            choice.token_ids = update.token_ids
+        return opening + event(self._chunk([choice], usage))
+
+    def _opening(self, index: int, echo: str, usage: Usage | msgspec.UnsetType | None) -> bytes:
+        """The first chunk of a choice: its role, and the echo when there is one."""
+        choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=echo))
+        chunk = self._chunk([choice], usage)
+        if self._body.return_token_ids:
+            chunk.prompt_token_ids = self._generation.prompts[0].token_ids
+        return event(chunk)
+
+
+def _delta(parsed: ParsedDelta) -> ChatDelta:
+    delta = ChatDelta()
+    if parsed.content:
+        delta.content = parsed.content
+    if parsed.reasoning:
+        delta.reasoning = delta.reasoning_content = parsed.reasoning
+    if parsed.tool_calls:
+        delta.tool_calls = parsed.tool_calls
+    return delta

@@ -1,0 +1,254 @@
+"""`POST /v1/completions`: text or token ids in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagemill.api.body import read_body
+from pagemill.api.context import Limits, RequestScope, ServerContext
+from pagemill.api.generation import Generation
+from pagemill.api.logprobs import CompletionLogprobsBuilder, join, prompt_logprobs
+from pagemill.api.responses import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Usage,
+)
+from pagemill.api.sampling import (
+    check_num_choices,
+    refuse_unsupported,
+    sampling_params,
+    truncate,
+)
+from pagemill.api.schema import CompletionRequest
+from pagemill.api.sse import event
+from pagemill.api.streaming import answer, chunk_usage, wants_final_usage
+from pagemill.errors import InvalidParams
+from pagemill.frontend.base import Renderer
+from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+
+DEFAULT_MAX_TOKENS = 16
+
+_decoder = msgspec.json.Decoder(CompletionRequest)
+
+
+async def create(context: ServerContext, request: Request) -> Response:
+    """Handle the request. Raises RequestError, OverloadedError, EngineDeadError."""
+    body = await read_body(request, _decoder, context.limits.body_timeout)
+    renderer = context.require_ready()
+    model = context.check_model(body.model)
+    ignored = refuse_unsupported(body)
+    generation, echoes = await _prepare(body, context, renderer, RequestScope.of(request))
+    call = _Call(body, context, generation, renderer, model, echoes)
+    return await answer(request, context, call, stream=bool(body.stream), ignored=ignored)
+
+
+async def _prepare(
+    body: CompletionRequest, context: ServerContext, renderer: Renderer, scope: RequestScope
+) -> tuple[Generation, list[str]]:
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    score_only = max_tokens == 0 and bool(body.echo)
+    if max_tokens == 0 and not score_only:
+        raise InvalidParams("max_tokens may be 0 only with echo", param="max_tokens")
+    params = sampling_params(
+        body, context, max_tokens=1 if score_only else max_tokens, logprobs=body.logprobs
+    )
+    if body.echo and body.logprobs is not None:
+        params.prompt_logprobs = max(body.logprobs, params.prompt_logprobs or 0)
+    given = split_prompts(body.prompt, context.limits)
+    check_num_choices(len(given), params.n, context.limits)
+    prompts = [await _render(prompt, body, renderer) for prompt in given]
+    echoes = [await _text_of(prompt, renderer) for prompt in prompts] if body.echo else []
+    generation = Generation(
+        context,
+        scope,
+        prompts,
+        params,
+        id_prefix="cmpl",
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt,
+        drop_tokens=score_only,
+    )
+    return generation, echoes
+
+
+def split_prompts(
+    prompt: str | list[str | int | list[int]], limits: Limits
+) -> list[str | list[int]]:
+    """The prompts of a request, each a text or token ids. Raises InvalidParams."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidParams("prompt must not be empty", param="prompt")
+    if all(isinstance(item, int) for item in prompt):
+        return [[item for item in prompt if isinstance(item, int)]]
+    prompts = [item for item in prompt if not isinstance(item, int)]
+    if len(prompts) != len(prompt) or len({type(item) for item in prompts}) > 1:
+        raise InvalidParams("prompt must not mix texts, token ids and lists of them", "prompt")
+    if len(prompts) > limits.max_prompts:
+        raise InvalidParams(f"prompt may hold at most {limits.max_prompts} prompts", "prompt")
+    return prompts
+
+
+async def _render(prompt: str | list[int], body: CompletionRequest, renderer: Renderer) -> Prompt:
+    if isinstance(prompt, str):
+        special = body.add_special_tokens is not False
+        rendered = await renderer.encode(prompt, add_special_tokens=special)
+    else:
+        rendered = renderer.check_token_ids(prompt)
+    if not rendered.token_ids:
+        raise InvalidParams("prompt must not be empty", param="prompt")
+    return truncate(rendered, body.truncate_prompt_tokens, renderer.max_model_len)
+
+
+async def _text_of(prompt: Prompt, renderer: Renderer) -> str:
+    if prompt.text is not None:
+        return prompt.text
+    return await renderer.decode(prompt.token_ids, skip_special_tokens=False)
+
+
+@dataclass(slots=True)
+class _ChoiceState:
+    """A choice as far as it is sent. `echo` is the prompt's text, when it was asked for."""
+
+    logprobs: CompletionLogprobsBuilder | None
+    echo: str
+    started: bool = False
+
+
+@dataclass
+class _Collected:
+    """The parts of a choice of a whole answer."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[CompletionLogprobs] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    last: CompletionChoice | None = None
+
+    def add(self, part: CompletionChoice) -> None:
+        if part.prompt_logprobs is UNSET and self.last is not None:
+            part.prompt_logprobs = self.last.prompt_logprobs
+        if part.prompt_token_ids is UNSET and self.last is not None:
+            part.prompt_token_ids = self.last.prompt_token_ids
+        self.text.append(part.text)
+        if part.logprobs is not None:
+            self.logprobs.append(part.logprobs)
+        if part.token_ids is not UNSET:
+            self.token_ids += part.token_ids
+        self.last = part
+
+    def choice(self) -> CompletionChoice:
+        assert self.last is not None
+        whole = self.last
+        whole.text = "".join(self.text)
+        whole.logprobs = join(self.logprobs) if self.logprobs else None
+        whole.token_ids = UNSET if whole.token_ids is UNSET else self.token_ids
+        return whole
+
+
+class _Call:
+    """One request's way from updates to chunks, or to one answer."""
+
+    def __init__(
+        self,
+        body: CompletionRequest,
+        context: ServerContext,
+        generation: Generation,
+        renderer: Renderer,
+        model: str,
+        echoes: list[str],
+    ) -> None:
+        self._body = body
+        self._context = context
+        self._generation = generation
+        self._renderer = renderer
+        self._model = model
+        self._created = int(context.clock.wall())
+        num_choices = len(generation.prompts) * generation.params.n
+        self._states = [self._new_state(echoes, i) for i in range(num_choices)]
+
+    def _new_state(self, echoes: list[str], index: int) -> _ChoiceState:
+        echo = echoes[index // self._generation.params.n] if echoes else ""
+        builder = None
+        if self._body.logprobs is not None:
+            as_ids = bool(self._body.return_tokens_as_token_ids)
+            builder = CompletionLogprobsBuilder(self._body.logprobs, as_ids)
+        return _ChoiceState(builder, echo)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of the stream, those of one step together."""
+        options = self._body.stream_options
+        async with aclosing(self._generation.updates()) as stream:
+            async for updates in stream:
+                usage = chunk_usage(options, self._generation)
+                yield b"".join(
+                    event(self._completion([self._choice(update)], usage)) for update in updates
+                )
+        if wants_final_usage(options):
+            yield event(self._completion([], self._generation.usage()))
+
+    async def complete(self) -> Completion:
+        """The whole answer."""
+        collected = [_Collected() for _ in self._states]
+        async with aclosing(self._generation.updates()) as stream:
+            async for updates in stream:
+                for update in updates:
+                    collected[update.index].add(self._choice(update))
+        choices = [parts.choice() for parts in collected]
+        return self._completion(choices, self._generation.usage())
+
+    def _completion(
+        self, choices: list[CompletionChoice], usage: Usage | msgspec.UnsetType | None
+    ) -> Completion:
+        return Completion(
+            id=self._generation.response_id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+            system_fingerprint=self._context.fingerprint,
+        )
+
+    def _choice(self, update: ChoiceUpdate) -> CompletionChoice:
+        state = self._states[update.index]
+        choice = CompletionChoice(
+            index=update.index,
+            text=update.text,
+            finish_reason=update.finish_reason,
+            stop_reason=update.stop_reason,
+        )
+        parts: list[CompletionLogprobs] = []
+        if not state.started:
+            state.started = True
+            parts = self._begin(choice, state, update)
+        if state.logprobs is not None and update.logprobs is not None:
+            parts.append(state.logprobs.output(update.logprobs))
+        choice.logprobs = join(parts) if parts else None
+        if self._body.return_token_ids:
+            choice.token_ids = update.token_ids
+        return choice
+
+    def _begin(
+        self, choice: CompletionChoice, state: _ChoiceState, update: ChoiceUpdate
+    ) -> list[CompletionLogprobs]:
+        """Add what only the first part of a choice has; the logprobs of the echoed prompt."""
+        prompt_ids = self._generation.prompt_of(choice.index).token_ids
+        if self._body.return_token_ids:
+            choice.prompt_token_ids = prompt_ids
+        positions = update.prompt_logprobs
+        if positions is not None and self._body.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(positions)
+        if not self._body.echo:
+            return []
+        choice.text = state.echo + choice.text
+        if state.logprobs is None or positions is None:
+            return []
+        first = prompt_ids[0]
+        return [state.logprobs.prompt(self._renderer.token_text(first), first, positions)]

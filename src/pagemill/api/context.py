@@ -1,0 +1,140 @@
+"""What every endpoint works with: the engine, the renderer, the settings and the counters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from pagemill.api.admission import Admission
+from pagemill.api.tools.base import OutputParser, PlainText
+from pagemill.errors import EngineDeadError, OverloadedError, UnknownModel
+from pagemill.frontend.base import EngineClient, Renderer
+from pagemill.metrics.metrics import Metrics
+from pagemill.version import __version__
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+LOADING_RETRY_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one request, and one key, may ask for. Times are in seconds."""
+
+    max_body_bytes: int = 32 * 2**20
+    body_timeout: float = 60.0
+    max_prompts: int = 1024
+    max_choices: int = 1024  # prompts x n
+    max_logprobs: int = 20
+    max_messages: int = 4096
+    max_tools: int = 128
+    max_schema_bytes: int = 128 * 1024
+    max_nesting: int = 64
+    max_template_kwargs_bytes: int = 16 * 1024
+    max_requests_per_key: int = 4096  # open at the same time
+    write_timeout: float = 120.0  # a client that reads nothing for so long is dropped
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """How the HTTP side behaves. `allowed_hosts` () answers for any Host header.
+
+    `keys` and `admin_keys` are the keys in plain text; without keys every request is let in, and
+    without admin keys the control endpoints are closed.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    allowed_origins: tuple[str, ...] = ()
+    keep_alive_seconds: float = 15.0
+    json_access_log: bool = False
+    priority_scheduling: bool = False
+
+
+def allowed_hosts_for(bind_host: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The Host headers to trust when listening on `bind_host`: `names`, or a safe default.
+
+    On a loopback address only loopback names are trusted, which stops DNS rebinding; elsewhere
+    the server cannot know its names, so any host is let in unless `names` says more.
+    """
+    if bind_host in LOOPBACK_HOSTS:
+        return LOOPBACK_HOSTS + names
+    return names
+
+
+@dataclass(frozen=True)
+class Clock:
+    """`wall` in seconds since 1970, `monotonic` for durations."""
+
+    wall: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass(slots=True)
+class RequestScope:
+    """What is known of one HTTP request beyond ASGI's scope; ends in the access line."""
+
+    request_id: str
+    route: str = ""
+    key_id: str = "-"
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @staticmethod
+    def of(request: Request) -> RequestScope:
+        """The scope that the outermost middleware made for this request."""
+        found = request.scope["pagemill"]
+        assert isinstance(found, RequestScope)
+        return found
+
+
+@dataclass
+class ServerContext:
+    """One server. Fields that loading fills in (`renderer`, `default_params`) may be set late."""
+
+    client: EngineClient
+    served_model_names: tuple[str, ...]
+    metrics: Metrics
+    renderer: Renderer | None = None
+    model_root: str = ""
+    default_params: Mapping[str, Any] = field(default_factory=dict)
+    settings: ApiSettings = field(default_factory=ApiSettings)
+    clock: Clock = field(default_factory=Clock)
+    admission: Admission = field(default_factory=Admission)
+    output_parser: Callable[[], OutputParser] = PlainText
+    started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
+
+    def require_ready(self) -> Renderer:
+        """The renderer, once the model is there. Raises OverloadedError, EngineDeadError."""
+        status = self.client.status
+        if status.state == "failed":
+            raise EngineDeadError(status.detail or "the engine has stopped")
+        if status.state != "ready" or self.renderer is None:
+            raise OverloadedError("The model is still loading", LOADING_RETRY_SECONDS)
+        return self.renderer
+
+    def check_model(self, model: str | None) -> str:
+        """The name to answer with: the first one when the request names none."""
+        if model is None:
+            return self.served_model_names[0]
+        if model not in self.served_model_names:
+            known = ", ".join(self.served_model_names)
+            raise UnknownModel(
+                f"The model {model[:200]!r} does not exist; this server has: {known}", param="model"
+            )
+        return model
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what may change outputs between two servers of the same model."""
+        return f"pagemill-{__version__}"

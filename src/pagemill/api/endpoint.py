@@ -1,0 +1,57 @@
+"""What the application, the guard and the OpenAPI document need to know of one endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagemill.api.context import ServerContext
+from pagemill.api.middleware import Access
+
+Handler: TypeAlias = Callable[[ServerContext, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One row of the table of routes. Without `access` it needs a key.
+
+    `generates` endpoints count against the limits and are refused while draining. The first line
+    of the handler's docstring is the endpoint's summary in the document.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    request: type[msgspec.Struct] | None
+    response: type[msgspec.Struct] | None
+    access: Access = "key"
+    generates: bool = False
+
+
+def get(
+    path: str,
+    handler: Handler,
+    response: type[msgspec.Struct] | None = None,
+    *,
+    access: Access = "key",
+) -> Endpoint:
+    """A row for a GET endpoint."""
+    return Endpoint("GET", path, handler, None, response, access)
+
+
+def post(
+    path: str,
+    handler: Handler,
+    request: type[msgspec.Struct] | None,
+    response: type[msgspec.Struct],
+    *,
+    access: Access = "key",
+    generates: bool = False,
+) -> Endpoint:
+    """A row for a POST endpoint."""
+    return Endpoint("POST", path, handler, request, response, access, generates)

@@ -1,0 +1,151 @@
+"""Exceptions to responses, all in OpenAI's shape: {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ExceptionHandler
+
+from pagemill.api.responses import ErrorBody, ErrorResponse
+from pagemill.errors import (
+    EngineDeadError,
+    InvalidParams,
+    OverloadedError,
+    PageMillError,
+    RequestError,
+)
+
+logger = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499
+MAX_MESSAGE_LENGTH = 2000
+
+_HTTP_KINDS = {
+    404: ("NotFoundError", "There is nothing at {method} {path}"),
+    405: ("MethodNotAllowedError", "{path} does not allow {method}"),
+}
+_FIELD_IN_MESSAGE = re.compile(r"(?:unknown|required) field `([^`]*)`")
+_PATH_IN_MESSAGE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
+
+
+class Forbidden(RequestError):
+    """The key is valid but may not do this."""
+
+    status = 403
+    kind = "PermissionDeniedError"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is not declared as JSON."""
+
+    status = 415
+    kind = "UnsupportedMediaTypeError"
+
+
+class RequestTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    kind = "RequestTimeoutError"
+
+
+class TooManyRequests(RequestError):
+    """A key has as many requests open as it may."""
+
+    status = 429
+    kind = "RateLimitError"
+
+
+class MisdirectedHost(RequestError):
+    """The Host header names a host that this server does not answer for."""
+
+    kind = "InvalidHostError"
+
+
+class GenerationError(PageMillError):
+    """The engine gave a request up; the cause is in the log, not in the answer."""
+
+
+class ClientDisconnected(PageMillError):
+    """The client left before its answer was complete."""
+
+
+def describe_validation_error(error: msgspec.ValidationError) -> InvalidParams:
+    """A readable message, and the path of the field at fault ("messages[0].role") as `param`."""
+    text = str(error)
+    path_match = _PATH_IN_MESSAGE.search(text)
+    path = path_match.group(1).lstrip(".") if path_match else ""
+    what = text[: path_match.start()] if path_match else text
+    field_match = _FIELD_IN_MESSAGE.search(what)
+    if field_match:
+        path = f"{path}.{field_match.group(1)}".lstrip(".")
+    where = f"{path}: " if path else "request body: "
+    message = (where + what.replace("`", ""))[:MAX_MESSAGE_LENGTH]
+    return InvalidParams(message, param=path or None)
+
+
+def error_body(error: Exception) -> ErrorBody:
+    """What a client may know of an error: never addresses, paths or tracebacks."""
+    match error:
+        case RequestError():
+            return ErrorBody(error.message, error.kind, error.param, error.status)
+        case OverloadedError():
+            return ErrorBody(error.message, "ServiceUnavailableError", None, 503)
+        case EngineDeadError():
+            return ErrorBody("The engine has stopped", "InternalServerError", None, 500)
+        case GenerationError():
+            return ErrorBody(str(error), "InternalServerError", None, 500)
+        case _:
+            return ErrorBody("Internal server error", "InternalServerError", None, 500)
+
+
+def error_response(error: Exception) -> Response:
+    """The response for an error, with the headers that its status calls for."""
+    body = error_body(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, OverloadedError):
+        headers["retry-after"] = str(error.retry_after)
+    elif body.code == 429:
+        headers["retry-after"] = "1"
+    elif body.code == 401:
+        headers["www-authenticate"] = "Bearer"
+    return _json(body, headers)
+
+
+def _json(body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
+    content = msgspec.json.encode(ErrorResponse(body))
+    return Response(content, body.code, headers=headers, media_type="application/json")
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    if isinstance(error, EngineDeadError):
+        logger.error("request failed: %s", error)
+    return error_response(error)
+
+
+async def _handle_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind, message = "HTTPError", error.detail
+    if error.status_code in _HTTP_KINDS:
+        kind, template = _HTTP_KINDS[error.status_code]
+        message = template.format(method=request.method, path=request.scope["path"][:200])
+    return _json(ErrorBody(message, kind, None, error.status_code), error.headers)
+
+
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def exception_handlers() -> dict[type[Exception], ExceptionHandler]:
+    """For Starlette; exceptions that are not PageMill's go on to the outermost middleware."""
+    return {
+        PageMillError: _handle,
+        HTTPException: _handle_http,
+        ClientDisconnected: _handle_disconnect,
+    }

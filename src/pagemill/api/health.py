@@ -1,0 +1,77 @@
+"""Whether the server lives (`/health`), takes requests (`/ready`), and its numbers."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.responses import HealthResponse, VersionResponse
+from pagemill.api.streaming import json_response
+from pagemill.errors import PageMillError
+from pagemill.params import SamplingParams
+from pagemill.version import __version__
+
+PROBE_TIMEOUT_SECONDS = 30.0
+
+
+async def health(context: ServerContext, request: Request) -> Response:
+    """200 while the engine's loop turns; with `?generate=1` only if it makes a token."""
+    state = _state(context)
+    if state.status == "ok" and request.query_params.get("generate") in ("1", "true"):
+        state = await _generate_one(context, RequestScope.of(request))
+    return _respond(state)
+
+
+async def ready(context: ServerContext, request: Request) -> Response:
+    """200 when new requests are taken: loaded, alive and not draining."""
+    state = _state(context)
+    if state.status == "ok" and context.admission.draining:
+        state = HealthResponse("draining")
+    return _respond(state)
+
+
+def _state(context: ServerContext) -> HealthResponse:
+    status = context.client.status
+    if status.state == "failed":
+        return HealthResponse("failed", "the engine has stopped")
+    if status.state == "loading" or context.renderer is None:
+        return HealthResponse("loading", status.phase)
+    return HealthResponse("ok")
+
+
+async def _generate_one(context: ServerContext, scope: RequestScope) -> HealthResponse:
+    renderer = context.require_ready()
+    prompt = renderer.check_token_ids([0])
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    updates = context.client.generate(prompt, params, request_id=f"health-{scope.request_id}")
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_SECONDS), aclosing(updates):
+            async for update in updates:
+                if update.finish_reason == "error":
+                    return HealthResponse("failed", "the probe's generation failed")
+    except TimeoutError:
+        return HealthResponse("failed", f"no token within {PROBE_TIMEOUT_SECONDS:g} s")
+    except PageMillError:
+        return HealthResponse("failed", "the probe was refused")
+    return HealthResponse("ok")
+
+
+def _respond(state: HealthResponse) -> Response:
+    response = json_response(state)
+    response.status_code = 200 if state.status == "ok" else 503
+    return response
+
+
+async def version(context: ServerContext, request: Request) -> Response:
+    """The server's version."""
+    return json_response(VersionResponse(__version__))
+
+
+async def metrics(context: ServerContext, request: Request) -> Response:
+    """The metrics, for Prometheus."""
+    body, content_type = context.metrics.render(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})

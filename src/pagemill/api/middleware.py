@@ -1,0 +1,219 @@
+"""Pure ASGI layers around the routes: request ids, host check, CORS, body limit, keys.
+
+The outermost one is the only place of the HTTP side that catches every exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pagemill.api.access_log import AccessLog
+from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.errors import Forbidden, MisdirectedHost, error_response
+from pagemill.errors import BodyTooLarge, InvalidParams, OverloadedError, Unauthorized
+
+logger = logging.getLogger(__name__)
+
+Access = Literal["public", "key", "admin"]
+
+REQUEST_ID_HEADER = b"x-request-id"
+_SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestScopeMiddleware:
+    """Outermost: gives every request its id, logs it, and answers what nobody handled with 500."""
+
+    def __init__(self, app: ASGIApp, context: ServerContext) -> None:
+        self._app = app
+        self._context = context
+        self._log = AccessLog(as_json=context.settings.json_access_log)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        details = RequestScope(_request_id(scope))
+        scope["pagemill"] = details
+        echo = (REQUEST_ID_HEADER, details.request_id.encode())
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), echo]
+            await send(message)
+
+        started = self._context.clock.monotonic()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            logger.exception("request %s failed", details.request_id)
+            if status == 0:
+                await error_response(error)(scope, receive, send_with_id)
+        finally:
+            seconds = self._context.clock.monotonic() - started
+            self._context.metrics.observe_http(
+                _known_method(scope), details.route or "other", status, seconds
+            )
+            self._log.write(scope, details, status, seconds)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SAFE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def _known_method(scope: Scope) -> str:
+    method = str(scope["method"])
+    known = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+    return method if method in known else "other"
+
+
+class HostCheck:
+    """Refuses requests for a Host that is not ours: a web page that rebinds DNS sends its own."""
+
+    def __init__(self, app: ASGIApp, allowed: tuple[str, ...]) -> None:
+        self._app = app
+        self._allowed = frozenset(name.lower() for name in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._allowed:
+            host = host_name(Headers(scope=scope).get("host", ""))
+            if host not in self._allowed:
+                error = MisdirectedHost(f"This server does not answer for the host {host[:200]!r}")
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, without port and brackets, in lower case."""
+    header = header.strip().lower()
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+class BodyLimit:
+    """Counts the body while it is read. Raises BodyTooLarge out of `receive`."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
+            error = InvalidParams("The Content-Length is not a number")
+            await error_response(error)(scope, receive, send)
+            return
+        if int(declared) > self._max_bytes:
+            await error_response(self._too_large())(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The body is larger than {self._max_bytes} bytes")
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """The keys that may enter, as SHA-256 digests."""
+
+    keys: tuple[bytes, ...]
+    admin_keys: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, keys: tuple[str, ...], admin_keys: tuple[str, ...]) -> KeyRing:
+        def digests(given: tuple[str, ...]) -> tuple[bytes, ...]:
+            return tuple(hashlib.sha256(key.encode()).digest() for key in given)
+
+        return cls(digests(keys), digests(admin_keys))
+
+    def check(self, authorization: str, access: Access) -> str:
+        """The caller's id for counts and logs. Raises Unauthorized, Forbidden.
+
+        An admin key opens everything. Every key is compared, in constant time each, so neither
+        timing nor the order of the keys tells anything.
+        """
+        if access == "admin" and not self.admin_keys:
+            raise Forbidden("Control endpoints are closed: the server has no admin key")
+        if access == "public" or (access == "key" and not self.keys):
+            return "-"
+        scheme, _, token = authorization.partition(" ")
+        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        is_bearer = scheme.lower() == "bearer"
+        is_admin = _contains(self.admin_keys, digest) and is_bearer
+        is_user = _contains(self.keys, digest) and is_bearer
+        if not (is_admin or is_user):
+            raise Unauthorized("The API key is missing or wrong")
+        if access == "admin" and not is_admin:
+            raise Forbidden("This endpoint needs the admin key")
+        return digest.hex()[:8]
+
+
+def _contains(digests: tuple[bytes, ...], digest: bytes) -> bool:
+    matches = [hmac.compare_digest(known, digest) for known in digests]
+    return any(matches)
+
+
+class Guard:
+    """Innermost, one for each route: checks the key and holds a place for generating requests.
+
+    Because it belongs to the route and not to a path prefix, a route without one cannot exist.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        context: ServerContext,
+        keys: KeyRing,
+        route: str,
+        access: Access,
+        generates: bool,
+    ) -> None:
+        self._app = app
+        self._context = context
+        self._keys = keys
+        self._route = route
+        self._access = access
+        self._generates = generates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        details: RequestScope = scope["pagemill"]
+        details.route = self._route
+        authorization = Headers(scope=scope).get("authorization", "")
+        details.key_id = self._keys.check(authorization, self._access)
+        if not self._generates:
+            await self._app(scope, receive, send)
+            return
+        try:
+            limit = self._context.limits.max_requests_per_key
+            with self._context.admission.admit(details.key_id, limit):
+                await self._app(scope, receive, send)
+        except OverloadedError:
+            self._context.metrics.observe_rejection("overloaded")
+            raise

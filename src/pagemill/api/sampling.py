@@ -1,0 +1,162 @@
+"""From the fields of a request to `SamplingParams`, in the order user, server, OpenAI's default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pagemill.api.body import check_nesting, check_size
+from pagemill.api.context import Limits, ServerContext
+from pagemill.api.schema import NO_EFFECT, REFUSED, GenerationFields, ResponseFormat
+from pagemill.errors import InvalidParams
+from pagemill.frontend.outputs import Prompt
+from pagemill.params import MAX_N, SamplingParams, StructuredOutputs
+
+_PASSED_ON = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "prompt_logprobs",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "timeout",
+)
+_GUIDED = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
+
+def refuse_unsupported(request: Any) -> list[str]:
+    """Raise InvalidParams for a refused field; the names of fields given without effect."""
+    ignored = []
+    for name in request.__struct_fields__:
+        value = getattr(request, name)
+        if value is None:
+            continue
+        refusal = REFUSED.get(name)
+        if refusal is not None and value not in refusal.neutral:
+            raise InvalidParams(f"{name}: {refusal.reason}", param=name)
+        if name in NO_EFFECT:
+            ignored.append(name)
+    return ignored
+
+
+def sampling_params(
+    request: GenerationFields,
+    context: ServerContext,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> SamplingParams:
+    """The parameters of one prompt. Raises InvalidParams."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidParams("stream_options needs stream to be true", param="stream_options")
+    if request.priority and not context.settings.priority_scheduling:
+        raise InvalidParams("priority needs a server with priority scheduling", param="priority")
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidParams("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+    limits = context.limits
+    _check_logprobs("prompt_logprobs", request.prompt_logprobs, limits)
+    _check_logprobs("logprobs", logprobs, limits)
+    given = {name: getattr(request, name) for name in _PASSED_ON}
+    values = {
+        **context.default_params,
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    values["structured_outputs"] = structured_outputs(request, limits)
+    values["logprobs"] = logprobs
+    if max_tokens is not None or "max_tokens" not in values:
+        values["max_tokens"] = max_tokens
+    return SamplingParams(**values)
+
+
+def _check_logprobs(name: str, value: int | None, limits: Limits) -> None:
+    if value is not None and not 0 <= value <= limits.max_logprobs:
+        raise InvalidParams(
+            f"{name} must be a whole number from 0 to {limits.max_logprobs}, got {value}",
+            param=name,
+        )
+
+
+def check_num_choices(num_prompts: int, n: int, limits: Limits) -> None:
+    """Bound the work of one request. Raises InvalidParams."""
+    if num_prompts * n > limits.max_choices:
+        raise InvalidParams(
+            f"{num_prompts} prompts with n = {n} make {num_prompts * n} choices; at most "
+            f"{limits.max_choices} are allowed, and n at most {MAX_N}",
+            param="n",
+        )
+
+
+def truncate(prompt: Prompt, keep: int | None, max_model_len: int) -> Prompt:
+    """The last `keep` tokens of a prompt; -1 keeps what fits the context with one token more."""
+    if keep is None:
+        return prompt
+    if keep == -1:
+        keep = max_model_len - 1
+    if not 1 <= keep <= max_model_len:
+        raise InvalidParams(
+            f"truncate_prompt_tokens must be -1 or from 1 to {max_model_len}, got {keep}",
+            param="truncate_prompt_tokens",
+        )
+    if len(prompt.token_ids) <= keep:
+        return prompt
+    return Prompt(token_ids=prompt.token_ids[-keep:])
+
+
+def structured_outputs(request: GenerationFields, limits: Limits) -> StructuredOutputs | None:
+    """What the output must match, from whichever of the fields says so. Raises InvalidParams."""
+    found: dict[str, StructuredOutputs] = {}
+    if request.structured_outputs is not None:
+        found["structured_outputs"] = request.structured_outputs
+    if request.response_format is not None:
+        asked = _from_response_format(request.response_format)
+        if asked is not None:
+            found["response_format"] = asked
+    for name, kind in _GUIDED.items():
+        value = getattr(request, name)
+        if value is not None:
+            found[name] = StructuredOutputs(**{kind: value})
+    if not found:
+        return None
+    if len(found) > 1:
+        names = ", ".join(found)
+        raise InvalidParams(f"Only one of {names} may be given", param=list(found)[1])
+    ((name, outputs),) = found.items()
+    check_nesting(outputs.json or outputs.structural_tag, limits.max_nesting, name)
+    check_size(outputs, limits.max_schema_bytes, name)
+    return outputs
+
+
+def _from_response_format(wanted: ResponseFormat) -> StructuredOutputs | None:
+    if wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return StructuredOutputs(json_object=True)
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None or wanted.json_schema.schema is None:
+            param = "response_format.json_schema"
+            raise InvalidParams(f"{param} with a schema is required", param=param)
+        return StructuredOutputs(json=wanted.json_schema.schema)
+    tag = {
+        name: getattr(wanted, name)
+        for name in ("type", "structures", "triggers", "format")
+        if getattr(wanted, name) is not None
+    }
+    return StructuredOutputs(structural_tag=tag)

@@ -1,0 +1,111 @@
+"""Server-sent events: the bytes, and the response that writes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pagemill.api.connection import run_while_connected
+from pagemill.api.context import Clock
+from pagemill.api.errors import ClientDisconnected, error_body
+from pagemill.api.responses import ErrorResponse
+from pagemill.errors import PageMillError
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_encoder = msgspec.json.Encoder()
+
+
+def event(data: msgspec.Struct) -> bytes:
+    """One event with a JSON body."""
+    return b"data: " + _encoder.encode(data) + b"\n\n"
+
+
+class EventStream(Response):
+    """Writes what `events` yields, one write each, and ends with [DONE].
+
+    Nothing is sent before the first events are there, so an error before them still becomes a
+    response with a status of its own; an error after them becomes an event. While `events` is
+    silent a comment is sent every `keep_alive` seconds, so that proxies keep the connection. A
+    client that takes nothing for `write_timeout` seconds, or leaves, closes `events`.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        clock: Clock,
+        keep_alive: float,
+        write_timeout: float,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(headers=headers)
+        self._events = events
+        self._clock = clock
+        self._keep_alive = keep_alive
+        self._write_timeout = write_timeout
+        self._extra = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
+        self._started = False
+        self._writing_since: float | None = None
+        self._last_write = clock.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            try:
+                await run_while_connected(
+                    self._write_all(send),
+                    receive,
+                    on_tick=lambda: self._tick(send),
+                    tick_seconds=self._keep_alive,
+                )
+            except ClientDisconnected:
+                if not self._started:
+                    raise
+                logger.debug("client left its stream")
+
+    async def _write_all(self, send: Send) -> None:
+        try:
+            async for data in self._events:
+                await self._write(send, data)
+        except PageMillError as error:
+            if not self._started:
+                raise
+            await self._write(send, event(ErrorResponse(error_body(error))))
+        except Exception as error:
+            if not self._started:
+                raise
+            logger.exception("stream failed")
+            await self._write(send, event(ErrorResponse(error_body(error))))
+        await self._write(send, DONE)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, send: Send, data: bytes) -> None:
+        self._writing_since = self._clock.monotonic()
+        if not self._started:
+            self._started = True
+            headers = _HEADERS + self._extra
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._writing_since = None
+        self._last_write = self._clock.monotonic()
+
+    async def _tick(self, send: Send) -> None:
+        now = self._clock.monotonic()
+        if self._writing_since is not None:
+            if now - self._writing_since >= self._write_timeout:
+                raise ClientDisconnected
+        elif now - self._last_write >= self._keep_alive * 0.9:
+            await self._write(send, KEEP_ALIVE)

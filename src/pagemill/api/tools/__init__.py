@@ -1,0 +1,1 @@
+"""From a choice's text to content, reasoning and tool calls."""

@@ -1,0 +1,83 @@
+"""The engine's gauges and counters, read when someone scrapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pagemill.engine.messages import EngineInfo, EngineStats, EngineStatus
+
+_GAUGES = (
+    ("num_requests_running", "num_running", "Requests in the running batch."),
+    ("num_requests_waiting", "num_waiting", "Requests waiting to be scheduled."),
+    ("kv_cache_usage_perc", "kv_cache_usage", "Share of KV cache blocks in use, 0 to 1."),
+)
+_COUNTERS = (
+    ("num_preemptions", "num_preemptions", "Requests preempted by the scheduler."),
+    ("prefix_cache_queries", "prefix_cache_queries", "Tokens looked up in the prefix cache."),
+    ("prefix_cache_hits", "prefix_cache_hits", "Tokens found in the prefix cache."),
+    ("spec_decode_num_draft_tokens", "num_draft_tokens", "Drafted tokens."),
+    ("spec_decode_num_accepted_tokens", "num_accepted_tokens", "Drafted tokens accepted."),
+    ("engine_steps", "num_steps", "Steps of the engine's loop."),
+)
+_INFO_FIELDS = (
+    "block_size",
+    "num_blocks",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "device",
+    "dtype",
+    "attention",
+    "quantization",
+)
+
+
+class StatsSource(Protocol):
+    """Where the engine's state is read; an EngineClient is one."""
+
+    @property
+    def status(self) -> EngineStatus: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+
+class EngineCollector(Collector):
+    """Turns `EngineStats` and `EngineInfo` into metrics with vLLM's names."""
+
+    def __init__(self, source: StatsSource, labels: Mapping[str, str]) -> None:
+        self._source = source
+        self._names = list(labels)
+        self._values = list(labels.values())
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry need not read the engine to know the names."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._source.stats
+        for name, attribute, text in _GAUGES:
+            gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=self._names)
+            gauge.add_metric(self._values, float(getattr(stats, attribute)))
+            yield gauge
+        for name, attribute, text in _COUNTERS:
+            counter = CounterMetricFamily(f"vllm:{name}", text, labels=self._names)
+            counter.add_metric(self._values, float(getattr(stats, attribute)))
+            yield counter
+        if self._source.status.state == "ready":
+            yield self._info(self._source.info)
+
+    def _info(self, info: EngineInfo) -> Metric:
+        names = [*self._names, *_INFO_FIELDS]
+        gauge = GaugeMetricFamily(
+            "vllm:cache_config_info", "The engine's settings, as labels.", labels=names
+        )
+        gauge.add_metric([*self._values, *(str(getattr(info, f)) for f in _INFO_FIELDS)], 1.0)
+        return gauge

@@ -1,0 +1,245 @@
+"""Prometheus metrics under vLLM's names, so that its dashboards work unchanged.
+
+Two sources: the API observes the life of every request (`Metrics.request`) and every HTTP
+exchange (`Metrics.observe_http`), and the engine's own counters are read from
+`EngineClient.stats` when someone scrapes (`engine_collector.EngineCollector`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from pagemill.frontend.outputs import ChoiceUpdate
+from pagemill.metrics import buckets
+from pagemill.metrics.engine_collector import EngineCollector, StatsSource
+from pagemill.params import SamplingParams
+
+LABELS = ("model_name", "engine")
+
+
+class Metrics:
+    """All metrics of one server, on a registry of their own."""
+
+    def __init__(self, model_name: str, source: StatsSource, engine: str = "0") -> None:
+        self.registry = CollectorRegistry()
+        self._labels = (model_name, engine)
+        self.registry.register(
+            EngineCollector(source, dict(zip(LABELS, self._labels, strict=True)))
+        )
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._make_counters()
+        self._make_latencies()
+        self._make_sizes()
+
+    def _counter(self, name: str, text: str) -> Counter:
+        counter = Counter(f"vllm:{name}", text, LABELS, registry=self.registry)
+        return counter.labels(*self._labels)
+
+    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> Histogram:
+        histogram = Histogram(
+            f"vllm:{name}", text, LABELS, registry=self.registry, buckets=tuple(bounds)
+        )
+        return histogram.labels(*self._labels)
+
+    def _make_counters(self) -> None:
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
+        self.prompt_tokens_cached = self._counter(
+            "prompt_tokens_cached", "Prompt tokens that came from the prefix cache."
+        )
+        self.generation_tokens = self._counter("generation_tokens", "Generated tokens.")
+        self._success = Counter(
+            "vllm:request_success",
+            "Finished generations by reason.",
+            (*LABELS, "finished_reason"),
+            registry=self.registry,
+        )
+        self._rejections = Counter(
+            "vllm:admission_rejections",
+            "Requests refused for load, by reason.",
+            (*LABELS, "reason"),
+            registry=self.registry,
+        )
+        self._http = Histogram(
+            "http_request_duration_seconds",
+            "Duration of HTTP exchanges, streams included.",
+            ("method", "handler", "status"),
+            registry=self.registry,
+            buckets=buckets.HTTP_LATENCY,
+        )
+        self._http_total = Counter(
+            "http_requests",
+            "HTTP exchanges.",
+            ("method", "handler", "status"),
+            registry=self.registry,
+        )
+
+    def _make_latencies(self) -> None:
+        fine, coarse = buckets.LATENCY, buckets.REQUEST_LATENCY
+        make = self._histogram
+        self.time_to_first_token = make(
+            "time_to_first_token_seconds", "From arrival to the first token.", fine
+        )
+        self.inter_token_latency = make(
+            "inter_token_latency_seconds", "Between two updates of one choice.", fine
+        )
+        self.time_per_output_token = make(
+            "request_time_per_output_token_seconds",
+            "Mean time per token after the first, by request.",
+            fine,
+        )
+        self.e2e_latency = make(
+            "e2e_request_latency_seconds", "From arrival to the last token.", coarse
+        )
+        self.queue_time = make(
+            "request_queue_time_seconds", "From arrival to the first scheduled step.", coarse
+        )
+        self.prefill_time = make(
+            "request_prefill_time_seconds", "From the first step to the first token.", coarse
+        )
+        self.decode_time = make(
+            "request_decode_time_seconds", "From the first token to the last.", coarse
+        )
+        self.inference_time = make(
+            "request_inference_time_seconds", "From the first step to the last token.", coarse
+        )
+
+    def _make_sizes(self) -> None:
+        make, tokens = self._histogram, buckets.TOKENS
+        self.request_prompt_tokens = make("request_prompt_tokens", "Prompt length.", tokens)
+        self.request_generation_tokens = make(
+            "request_generation_tokens", "Generated tokens by choice.", tokens
+        )
+        self.request_params_max_tokens = make(
+            "request_params_max_tokens", "The max_tokens of requests that gave one.", tokens
+        )
+        self.request_num_preemptions = make(
+            "request_num_preemptions", "How often a choice was preempted.", buckets.PREEMPTIONS
+        )
+        self.request_params_n = make("request_params_n", "The n of requests.", buckets.CHOICES)
+
+    def request(
+        self, num_prompt_tokens: int, params: SamplingParams, now: Callable[[], float]
+    ) -> RequestObservation:
+        """Observe one prompt's generation: enter, `update` with all updates, exit."""
+        return RequestObservation(self, num_prompt_tokens, params, now)
+
+    def observe_finish(self, reason: str) -> None:
+        """One choice has ended: "stop", "length", "abort" or "error"."""
+        self._success.labels(*self._labels, reason).inc()
+
+    def observe_rejection(self, reason: str) -> None:
+        """A request was refused for load."""
+        self._rejections.labels(*self._labels, reason).inc()
+
+    def observe_http(self, method: str, handler: str, status: int, seconds: float) -> None:
+        """An HTTP exchange has ended; `handler` is the route, never the raw path."""
+        self._http_total.labels(method, handler, str(status)).inc()
+        self._http.labels(method, handler, str(status)).observe(seconds)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The scrape in the format that the Accept header prefers, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class _ChoiceTimes:
+    """When a choice had its first and its last token, and how many."""
+
+    __slots__ = ("finished", "first", "last", "num_tokens")
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.last = 0.0
+        self.num_tokens = 0
+        self.finished = False
+
+
+class RequestObservation:
+    """The life of one prompt's generation; choices that have not ended at exit were aborted."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        num_prompt_tokens: int,
+        params: SamplingParams,
+        now: Callable[[], float],
+    ) -> None:
+        self._metrics = metrics
+        self._num_prompt_tokens = num_prompt_tokens
+        self._params = params
+        self._now = now
+        self._arrival = now()
+        self._scheduled: float | None = None
+        self._first_token: float | None = None
+        self._num_cached = 0
+        self._choices = [_ChoiceTimes() for _ in range(params.n)]
+
+    def __enter__(self) -> Self:
+        metrics = self._metrics
+        metrics.prompt_tokens.inc(self._num_prompt_tokens)
+        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        metrics.request_params_n.observe(self._params.n)
+        if self._params.max_tokens is not None:
+            metrics.request_params_max_tokens.observe(self._params.max_tokens)
+        return self
+
+    def update(self, update: ChoiceUpdate) -> None:
+        """Count an update, as it came from the engine client."""
+        now = self._now()
+        if self._scheduled is None and update.scheduled_time is not None:
+            self._scheduled = update.scheduled_time
+            self._metrics.queue_time.observe(max(0.0, self._scheduled - self._arrival))
+        if update.num_cached_tokens > self._num_cached:
+            self._metrics.prompt_tokens_cached.inc(update.num_cached_tokens - self._num_cached)
+            self._num_cached = update.num_cached_tokens
+        if update.token_ids:
+            self._count_tokens(update, now)
+        if update.finish_reason is not None:
+            self._finish_choice(update, now)
+
+    def _count_tokens(self, update: ChoiceUpdate, now: float) -> None:
+        choice = self._choices[update.index]
+        if self._first_token is None:
+            self._first_token = now
+            self._metrics.time_to_first_token.observe(now - self._arrival)
+            if self._scheduled is not None:
+                self._metrics.prefill_time.observe(max(0.0, now - self._scheduled))
+        if choice.first is None:
+            choice.first = now
+        else:
+            self._metrics.inter_token_latency.observe(now - choice.last)
+        choice.last = now
+        choice.num_tokens += len(update.token_ids)
+        self._metrics.generation_tokens.inc(len(update.token_ids))
+
+    def _finish_choice(self, update: ChoiceUpdate, now: float) -> None:
+        choice, metrics = self._choices[update.index], self._metrics
+        choice.finished = True
+        metrics.observe_finish(str(update.finish_reason))
+        metrics.request_generation_tokens.observe(choice.num_tokens)
+        metrics.request_num_preemptions.observe(update.num_preemptions)
+        metrics.e2e_latency.observe(now - self._arrival)
+        if self._scheduled is not None:
+            metrics.inference_time.observe(max(0.0, now - self._scheduled))
+        if choice.first is not None:
+            metrics.decode_time.observe(choice.last - choice.first)
+            if choice.num_tokens > 1:
+                per_token = (choice.last - choice.first) / (choice.num_tokens - 1)
+                metrics.time_per_output_token.observe(per_token)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        reason = "error" if isinstance(error, Exception) else "abort"
+        for choice in self._choices:
+            if not choice.finished:
+                self._metrics.observe_finish(reason)
