@@ -1,6 +1,6 @@
 def isa() -> str: ...
 def rms_norm(
-    type: int,
+    type_code: int,
     x: int,
     residual: int,
     weight: int,
@@ -11,9 +11,9 @@ def rms_norm(
     eps: float,
     /,
 ) -> None: ...
-def gate_mul(type: int, x: int, out: int, rows: int, size: int, gate: int, /) -> None: ...
+def gate_mul(type_code: int, x: int, out: int, rows: int, size: int, gate: int, /) -> None: ...
 def rope_cache(
-    type: int,
+    type_code: int,
     qkv: int,
     q: int,
     k_cache: int,
@@ -32,7 +32,7 @@ def rope_cache(
     /,
 ) -> None: ...
 def attention(
-    type: int,
+    type_code: int,
     q: int,
     out: int,
     k_cache: int,
@@ -52,7 +52,7 @@ def attention(
     /,
 ) -> None: ...
 def int8_linear(
-    type: int,
+    type_code: int,
     x: int,
     weight: int,
     scale: int,

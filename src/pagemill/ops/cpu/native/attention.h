@@ -66,7 +66,10 @@ template <typename T>
 class Worker {
  public:
   explicit Worker(const AttentionArgs& args)
-      : a_(args), d_(int(args.head_dim)), group_(int(args.heads / args.kv_heads)) {}
+      : a_(args),
+        d_(int(args.head_dim)),
+        stride_((d_ + kLanes - 1) / kLanes * kLanes),
+        group_(int(args.heads / args.kv_heads)) {}
 
   void run(const Item& item) {
     rows_ = item.num_queries * group_;
@@ -74,7 +77,7 @@ class Worker {
     int64_t query_len = a_.query_start[item.row + 1] - query_begin;
     first_position_ = a_.seq_lens[item.row] - query_len + item.first_query;
     load_queries(item, query_begin + item.first_query);
-    std::fill_n(s_.out, rows_ * d_, 0.0f);
+    std::fill_n(s_.out, rows_ * stride_, 0.0f);
     std::fill_n(s_.top, rows_, -INFINITY);
     std::fill_n(s_.total, rows_, 0.0f);
     int64_t end = first_position_ + item.num_queries;
@@ -83,7 +86,7 @@ class Worker {
       int count = int(std::min<int64_t>(kKeys, end - key));
       load_keys(item, key, count);
       score(key, count);
-      small_product<true>(rows_, d_, count, s_.scores, kKeys, s_.v, d_, s_.out, d_);
+      small_product<true>(rows_, stride_, count, s_.scores, kKeys, s_.v, stride_, s_.out, stride_);
     }
     write(item, query_begin + item.first_query);
   }
@@ -107,8 +110,8 @@ class Worker {
       int64_t at = ((block * a_.kv_heads + item.kv_head) * a_.block_size + offset) * d_;
       keys[j] = static_cast<const T*>(a_.k_cache) + at;
       const T* v = static_cast<const T*>(a_.v_cache) + at;
-      for (int i = 0; i + kLanes <= d_; i += kLanes) store(s_.v + j * d_ + i, load(v + i));
-      for (int i = d_ / kLanes * kLanes; i < d_; i++) s_.v[j * d_ + i] = to_float(v[i]);
+      for (int i = 0; i + kLanes <= d_; i += kLanes) store(s_.v + j * stride_ + i, load(v + i));
+      for (int i = d_ / kLanes * kLanes; i < d_; i++) s_.v[j * stride_ + i] = to_float(v[i]);
     }
     transpose(keys, count);
   }
@@ -163,7 +166,7 @@ class Worker {
     s_.total[r] = s_.total[r] * rescale + sum(totals);
     s_.top[r] = top;
     if (rescale != 1.0f)
-      for (int i = 0; i < d_; i++) s_.out[r * d_ + i] *= rescale;
+      for (int i = 0; i < d_; i++) s_.out[r * stride_ + i] *= rescale;
   }
 
   void write(const Item& item, int64_t token) {
@@ -172,15 +175,17 @@ class Worker {
       int64_t head = item.kv_head * group_ + r % group_;
       T* to = out + ((token + r / group_) * a_.heads + head) * d_;
       float inverse = 1.0f / s_.total[r];
-      for (int i = 0; i < d_; i++) from_float(s_.out[r * d_ + i] * inverse, to + i);
+      for (int i = 0; i < d_; i++) from_float(s_.out[r * stride_ + i] * inverse, to + i);
     }
   }
 
   const AttentionArgs& a_;
-  const int d_, group_;
+  const int d_;
+  const int stride_;  // of v and out: d_ padded to whole vectors
+  const int group_;
   int rows_ = 0;
   int64_t first_position_ = 0;
-  Scratch s_;
+  Scratch s_{};  // zeroed once: the padding of v is read, and must be finite
 };
 
 inline std::vector<Item> work_items(const AttentionArgs& a) {

@@ -1,0 +1,253 @@
+"""The C++ kernels against plain float64 arithmetic, over random shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
+from pagemill.ops.base import HeadShape
+
+native = pytest.importorskip("pagemill.ops.cpu._native", reason="built without a compiler")
+
+from pagemill.attention.cpu import CpuAttention  # noqa: E402
+from pagemill.ops.cpu.ops import CpuOps  # noqa: E402
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+types = st.sampled_from([torch.float32, torch.bfloat16])
+ops = CpuOps()
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = x.double()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.double()
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 9), size=st.integers(1, 700), dtype=types, seed=st.integers(0, 99))
+def test_norms(rows: int, size: int, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, residual = torch.randn(2, rows, size).to(dtype)
+    weight = torch.randn(size)
+    close(ops.rms_norm(x, weight, 1e-5), rms_norm(x, weight, 1e-5))
+    total = (x.float() + residual.float()).to(dtype)
+    out = ops.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(residual, total)
+    close(out, rms_norm(total, weight, 1e-5))
+
+
+def test_norm_of_strided_rows() -> None:
+    x = torch.randn(5, 300)[:, 40:140]
+    weight = torch.ones(100)
+    close(ops.rms_norm(x, weight, 1e-5), rms_norm(x, weight, 1e-5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 9), size=st.integers(1, 300), dtype=types, seed=st.integers(0, 99))
+def test_gates(rows: int, size: int, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = (torch.randn(rows, 2 * size) * 8).to(dtype)
+    gate, up = x.double().chunk(2, dim=-1)
+    close(ops.silu_mul(x), torch.nn.functional.silu(gate) * up)
+    close(ops.gelu_tanh_mul(x), torch.nn.functional.gelu(gate, approximate="tanh") * up)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 9),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
+    head_dim=st.sampled_from([2, 10, 64, 80, 256]),
+    normed=st.booleans(),
+    dtype=types,
+    seed=st.integers(0, 99),
+)
+def test_rope_and_cache(
+    tokens: int,
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    normed: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    shape = HeadShape(kv_heads * group, kv_heads, head_dim)
+    qkv = torch.randn(tokens, shape.q_size + 2 * shape.kv_size).to(dtype)
+    positions = torch.randint(0, 50, (tokens,))
+    slots = torch.randperm(64)[:tokens]
+    slots[0] = -1
+    angles = torch.arange(50)[:, None] * 0.1 ** torch.arange(head_dim // 2)
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+    k_cache, v_cache = torch.zeros(2, 4, kv_heads, 16, head_dim, dtype=dtype)
+    norms = (torch.rand(head_dim), torch.rand(head_dim)) if normed else (None, None)
+    q = ops.qk_norm_rope_cache(
+        qkv, positions, slots, cos_sin, shape, k_cache, v_cache, *norms, 1e-6
+    )
+
+    heads = qkv.view(tokens, -1, head_dim)
+    queries, keys, values = heads.split([shape.num_heads, kv_heads, kv_heads], dim=1)
+    close(q, rotated(queries, norms[0], cos_sin[positions]))
+    expected_k = rotated(keys, norms[1], cos_sin[positions])
+    for token, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            close(k_cache[slot // 16, :, slot % 16], expected_k[token])
+            assert torch.equal(v_cache[slot // 16, :, slot % 16], values[token])
+    written = int((v_cache.abs().sum(dim=(1, 3)) > 0).sum())
+    assert written == tokens - 1
+
+
+def rotated(x: Tensor, norm: Tensor | None, cos_sin: Tensor) -> Tensor:
+    x = x.double() if norm is None else rms_norm(x, norm, 1e-6)
+    cos, sin = cos_sin.double()[:, None].chunk(2, dim=-1)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+@dataclass
+class Case:
+    """A mixed batch with every row's pages scattered over the cache."""
+
+    spec: AttentionSpec
+    q: Tensor
+    batch: ForwardBatch
+
+
+def make_case(
+    rows: list[tuple[int, int]], spec: AttentionSpec, dtype: torch.dtype, block_size: int
+) -> Case:
+    """`rows` holds (query tokens, tokens before them)."""
+    lengths = [queries + past for queries, past in rows]
+    blocks = [-(-length // block_size) for length in lengths]
+    pages = torch.randperm(sum(blocks) + 2).int()
+    table = torch.full((len(rows), max(blocks)), -1, dtype=torch.int32)
+    for row, ids in enumerate(pages[: sum(blocks)].split(blocks)):
+        table[row, : len(ids)] = ids
+    starts = torch.tensor([0] + [queries for queries, _ in rows]).cumsum(0).int()
+    k, v = torch.randn(2, len(pages), spec.num_kv_heads, block_size, spec.head_dim).to(dtype)
+    tokens = int(starts[-1])
+    unused = torch.zeros(tokens, dtype=torch.int64)
+    batch = ForwardBatch(
+        input_ids=unused,
+        positions=unused,
+        slot_mapping=unused,
+        query_start=starts,
+        seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        block_table=table,
+        logits_rows=unused,
+        num_seqs=len(rows),
+        num_tokens=tokens,
+        max_query_len=max(queries for queries, _ in rows),
+        max_seq_len=max(lengths),
+        kv_cache=[LayerCache(k, v)],
+    )
+    return Case(spec, torch.randn(tokens, spec.num_heads, spec.head_dim).to(dtype), batch)
+
+
+def naive_row(case: Case, row: int) -> Tensor:
+    """Attention of one row in float64, with the whole score matrix."""
+    spec, batch, cache = case.spec, case.batch, case.batch.kv_cache[0]
+    begin, end = batch.query_start[row : row + 2].tolist()
+    length = int(batch.seq_lens[row])
+    pages = batch.block_table[row, : -(-length // cache.k.shape[2])].long()
+
+    def gathered(pool: Tensor) -> Tensor:
+        flat = pool[pages].transpose(0, 1).reshape(spec.num_kv_heads, -1, spec.head_dim)
+        group = spec.num_heads // spec.num_kv_heads
+        return flat[:, :length].double().repeat_interleave(group, dim=0)
+
+    q = case.q[begin:end].double().transpose(0, 1)
+    scores = q @ gathered(cache.k).transpose(1, 2) * spec.scale
+    if spec.soft_cap:
+        scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
+    query = torch.arange(length - (end - begin), length)[:, None]
+    key = torch.arange(length)[None]
+    visible = key <= query
+    if spec.sliding_window:
+        visible &= key > query - spec.sliding_window
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return (weights @ gathered(cache.v)).transpose(0, 1).reshape(end - begin, -1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 120)), min_size=1, max_size=6),
+    kv_heads=st.integers(1, 3),
+    group=st.sampled_from([1, 2, 3, 8]),
+    head_dim=st.sampled_from([8, 20, 64, 80, 256]),
+    window=st.sampled_from([0, 1, 7, 33]),
+    cap=st.sampled_from([0.0, 5.0]),
+    block_size=st.sampled_from([4, 16]),
+    dtype=types,
+    seed=st.integers(0, 99),
+)
+def test_attention(
+    rows: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    window: int,
+    cap: float,
+    block_size: int,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    spec = AttentionSpec(0, kv_heads * group, kv_heads, head_dim, head_dim**-0.5, window, cap)
+    case = make_case(rows, spec, dtype, block_size)
+    backend = CpuAttention()
+    backend.plan(case.batch)
+    out = backend.run(spec, case.q, case.batch)
+    close(out, torch.cat([naive_row(case, row) for row in range(len(rows))]))
+
+
+def test_attention_ignores_pages_past_the_end() -> None:
+    spec = AttentionSpec(0, 2, 1, 16, 0.25)
+    case = make_case([(1, 20), (5, 0)], spec, torch.float32, 16)
+    backend = CpuAttention()
+    before = backend.run(spec, case.q, case.batch)
+    used = {int(case.batch.block_table[0, 0]), int(case.batch.block_table[0, 1])}
+    used.add(int(case.batch.block_table[1, 0]))
+    for page in set(range(case.batch.kv_cache[0].k.shape[0])) - used:
+        case.batch.kv_cache[0].k[page] = torch.nan
+        case.batch.kv_cache[0].v[page] = torch.nan
+    last = case.batch.block_table[0, 1]
+    case.batch.kv_cache[0].k[last, :, 5:] = torch.nan
+    assert torch.equal(backend.run(spec, case.q, case.batch), before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 8),
+    inputs=st.integers(1, 5000),
+    outputs=st.integers(1, 40),
+    biased=st.booleans(),
+    dtype=types,
+    seed=st.integers(0, 99),
+)
+def test_int8_linear(
+    rows: int, inputs: int, outputs: int, biased: bool, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(rows, inputs).to(dtype)
+    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    scale = torch.rand(outputs) / 127
+    bias = torch.randn(outputs) if biased else None
+    out = torch.empty(rows, outputs, dtype=dtype)
+    addresses = [t.data_ptr() if t is not None else 0 for t in (x, weight, scale, bias, out)]
+    native.int8_linear(0 if dtype == torch.float32 else 1, *addresses, rows, inputs, outputs)
+    expected = x.double() @ (weight.double() * scale.double()[:, None]).T
+    if bias is not None:
+        expected += bias
+    error = (out.double() - expected).abs().max() / (expected.abs().max() + 1e-9)
+    assert error < (5e-4 if dtype == torch.float32 else 1e-2)
