@@ -1,0 +1,59 @@
+"""What `pagemill serve` tells the person who started it: one line per phase, with seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from pagemill.engine.messages import EngineInfo
+from pagemill.errors import PageMillError
+
+GIB = 2**30
+
+
+@dataclass
+class Console:
+    """Prints to `out`; seconds count from `started`, the command's start."""
+
+    out: TextIO
+    started: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    _phase: str = ""
+
+    def line(self, text: str) -> None:
+        """One line with the seconds since the start."""
+        print(f"{self.clock() - self.started:7.2f} s  {text}", file=self.out, flush=True)
+
+    def phase(self, text: str) -> None:
+        """A line when the phase is a new one."""
+        if text and text != self._phase:
+            self._phase = text
+            self.line(text)
+
+    def ready(self, url: str, info: EngineInfo, *, needs_key: bool) -> None:
+        """The address, what fits, and what to try next."""
+        tokens = info.num_blocks * info.block_size
+        self.line(
+            f"ready: {info.device}, {info.dtype}, attention {info.attention}; weights "
+            f"{info.weight_bytes / GIB:.2f} GiB, KV cache {info.cache_bytes / GIB:.2f} GiB = "
+            f"{tokens:,} tokens"
+        )
+        self.line(
+            f"context {info.max_model_len:,} tokens, up to {info.max_num_seqs} requests at once"
+        )
+        print(f"\nPageMill answers at {url} (documentation: {url}/docs). Try:\n", file=self.out)
+        key = " -H 'Authorization: Bearer KEY'" if needs_key else ""
+        message = '{"messages": [{"role": "user", "content": "Hello!"}]}'
+        print(
+            f"  curl {url}/v1/chat/completions{key} \\\n"
+            f"    -H 'Content-Type: application/json' -d '{message}'\n"
+            f"  pagemill chat --url {url}{' --api-key KEY' if needs_key else ''}\n",
+            file=self.out,
+            flush=True,
+        )
+
+    def error(self, error: PageMillError | str) -> None:
+        """The one line that says what went wrong."""
+        print(f"pagemill: error: {error}", file=self.out, flush=True)

@@ -1,0 +1,38 @@
+"""The listening socket, bound before anything slow so that a taken port is known at once."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from pagemill.errors import ConfigError
+
+BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError with what to change."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(_reason(error, host, port)) from None
+    except OverflowError:
+        raise ConfigError(f"--port {port} must be from 0 to 65535") from None
+
+
+def address(listener: socket.socket, *, tls: bool) -> str:
+    """The URL that a client on this machine can use."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{shown}:{port}"
+
+
+def _reason(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights; choose one from 1024 with --port"
+    return f"cannot listen on {host}: {error.strerror or error}"
