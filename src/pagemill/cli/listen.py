@@ -8,17 +8,18 @@ import socket
 from pagemill.errors import ConfigError
 
 BACKLOG = 2048
+MAX_PORT = 65535
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError with what to change."""
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"--port must be from 0 to {MAX_PORT}, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(_reason(error, host, port)) from None
-    except OverflowError:
-        raise ConfigError(f"--port {port} must be from 0 to 65535") from None
 
 
 def address(listener: socket.socket, *, tls: bool) -> str:

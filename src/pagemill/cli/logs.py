@@ -6,18 +6,22 @@ import json
 import logging
 import sys
 import time
+from typing import Any
+
+ACCESS_LOGGER = "pagemill.access"  # whose messages are JSON themselves when asked for
 
 
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON; times are in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        message = record.getMessage()
+        line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": json.loads(message) if record.name == ACCESS_LOGGER else message,
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

@@ -1,0 +1,47 @@
+"""`pagemill serve`: resolve, start the engine process, answer HTTP, and end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+
+from pagemill.cli.access import api_keys, check_exposure, check_tls
+from pagemill.cli.console import Console
+from pagemill.cli.listen import bind
+from pagemill.cli.logs import configure_logging
+from pagemill.config.args import ServeArgs
+
+
+def serve(args: ServeArgs) -> int:
+    """Run a server until it is told to stop; returns 0 then.
+
+    Raises ConfigError or ModelLoadError before anything is started, EngineDeadError when the
+    engine cannot load or dies.
+    """
+    keys = api_keys(args, os.environ)
+    check_exposure(args, keys)
+    check_tls(args)
+    configure_logging(args.log_level, as_json=args.json_logs)
+    console = Console(sys.stdout)
+    with bind(args.host, args.port) as listener:
+        # Only now, so that wrong settings and a taken port are known at once.
+        from pagemill.cli.prepare import prepare
+        from pagemill.engine.launch import EngineProcess
+
+        plan = prepare(args, hash_key=secrets.token_hex(16))
+        console.line(plan.summary)
+        for remark in plan.remarks:
+            console.line(f"note: {remark}")
+        engine = EngineProcess.start(plan.config)
+        try:
+            import uvloop
+
+            from pagemill.cli.service import Service
+
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(Service(args, plan, engine, keys, console).run(listener))
+        finally:
+            engine.stop()
+    return 0
