@@ -51,8 +51,9 @@ def make_client(process: EngineProcess, max_queued: int = 64) -> ZmqEngineClient
     validator = RequestValidator(
         vocab_size=TOKENIZER.vocab_size, max_logprobs=20, tokenizer=TOKENIZER
     )
-    monitor = EngineMonitor(stuck_seconds=2.0)
-    return ZmqEngineClient(process, config, validator, TOKENIZER, monitor=monitor)
+    client = ZmqEngineClient(process, config, monitor=EngineMonitor(stuck_seconds=2.0))
+    client.attach(validator, TOKENIZER)
+    return client
 
 
 @asynccontextmanager

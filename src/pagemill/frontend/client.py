@@ -61,22 +61,21 @@ class _OpenChoice:
 class ZmqEngineClient:
     """An `EngineClient` for one engine process. All methods run on one event loop.
 
-    `start` begins to listen; `close` ends the process. Requests are `<id>-<choice>` to the engine.
+    `start` begins to listen, `attach` gives what needs the model's files, `close` ends the
+    process. Requests are `<id>-<choice>` to the engine.
     """
 
     def __init__(
         self,
         engine: EngineHandle,
         config: EngineConfig,
-        validator: RequestValidator,
-        tokenizer: Tokenizer | None,
         *,
         client_id: int = 0,
         monitor: EngineMonitor | None = None,
     ) -> None:
         self._engine = engine
-        self._validator = validator
-        self._tokenizer = tokenizer
+        self._validator: RequestValidator | None = None
+        self._tokenizer: Tokenizer | None = None
         self._client_id = client_id
         self._monitor = monitor or EngineMonitor()
         self._hasher = PromptHasher(config)
@@ -88,6 +87,11 @@ class ZmqEngineClient:
         self._channel: ClientChannel | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._settled = asyncio.Event()  # ready or failed
+
+    def attach(self, validator: RequestValidator, tokenizer: Tokenizer | None) -> None:
+        """Must come before the first request; the files may be read while the engine loads."""
+        self._validator = validator
+        self._tokenizer = tokenizer
 
     async def start(self) -> None:
         """Begin to listen to the engine and to watch its process."""
@@ -138,7 +142,7 @@ class ZmqEngineClient:
         lora: str | None = None,
     ) -> AsyncGenerator[ChoiceUpdate, None]:
         """See `EngineClient.generate`."""
-        params = self._validator.resolve(prompt, params, self.info.max_model_len)
+        params = self._resolve(prompt, params)
         if params.max_tokens == 0 and params.prompt_logprobs is None:
             for index in range(params.n):
                 yield ChoiceUpdate(index, finish_reason="length")
@@ -180,6 +184,12 @@ class ZmqEngineClient:
             return await future
         finally:
             del self._calls[call_id]
+
+    def _resolve(self, prompt: Prompt, params: SamplingParams) -> SamplingParams:
+        info = self.info
+        if self._validator is None:
+            raise EngineDeadError("the tokenizer is still loading")
+        return self._validator.resolve(prompt, params, info.max_model_len)
 
     def _open(
         self, request_id: str, params: SamplingParams, engine_ids: list[str], mailbox: Mailbox

@@ -1,5 +1,7 @@
 """From engine deltas to updates: text, stop strings, tokens, log-probabilities."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -171,7 +173,7 @@ def test_detokenize_off_gives_tokens_only() -> None:
 def test_grouping_of_tokens_changes_nothing(text: str, stops: list[str], cuts: list[int]) -> None:
     token_ids = TOKENIZER.encode(text)
     bounds = sorted({0, *(min(c, len(token_ids)) for c in cuts), len(token_ids)})
-    groups = [token_ids[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    groups = [token_ids[a:b] for a, b in itertools.pairwise(bounds)]
     params = SamplingParams(stop=stops or None)
 
     def total(parts: list[list[int]]) -> tuple[str, list[int], object]:

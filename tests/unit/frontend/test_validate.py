@@ -1,0 +1,119 @@
+"""What the model refuses, and what it adds to the parameters."""
+
+import pytest
+
+from pagemill.errors import ContextTooLong, GrammarError, InvalidParams, RequestError
+from pagemill.frontend.outputs import Prompt
+from pagemill.frontend.validate import RequestValidator, check_prompt_ids, merge_eos_ids
+from pagemill.params import SamplingParams, StructuredOutputs
+from unit.frontend.vocabularies import byte_level, sentencepiece
+
+TOKENIZER = byte_level()
+VOCAB = TOKENIZER.vocab_size
+VALIDATOR = RequestValidator(
+    vocab_size=VOCAB, max_logprobs=5, eos_token_ids=[3, VOCAB + 7], tokenizer=TOKENIZER
+)
+CONTEXT = 16
+
+
+def resolve(num_prompt: int = 4, **params: object) -> SamplingParams:
+    sampling = SamplingParams(**{"max_tokens": 1} | params)
+    return VALIDATOR.resolve(Prompt([1] * num_prompt), sampling, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "asked", "resolved"), [(4, None, 12), (4, 12, 12), (15, None, 1), (4, 0, 0)]
+)
+def test_max_tokens(num_prompt: int, asked: int | None, resolved: int) -> None:
+    assert resolve(num_prompt, max_tokens=asked).max_tokens == resolved
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "params", "param", "message"),
+    [
+        (16, {}, "prompt", "the prompt has 16 tokens, but the context length is 16"),
+        (4, {"max_tokens": 13}, "max_tokens", "17 were asked for .4 in the prompt, 13 for"),
+        (4, {"max_tokens": None, "min_tokens": 13}, "min_tokens", "17 were asked for"),
+    ],
+)
+def test_context_length(
+    num_prompt: int, params: dict[str, object], param: str, message: str
+) -> None:
+    with pytest.raises(ContextTooLong, match=message) as caught:
+        resolve(num_prompt, **params)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"logit_bias": {VOCAB: 1.0}}, "logit_bias"),
+        ({"allowed_token_ids": [0, -1]}, "allowed_token_ids"),
+        ({"stop_token_ids": [VOCAB]}, "stop_token_ids"),
+        ({"stop_token_ids": [True]}, "stop_token_ids"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"stop": ["\ud800"]}, "stop"),
+        ({"bad_words": ["\udfff"]}, "bad_words"),
+    ],
+)
+def test_refused(params: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        resolve(**params)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("token_ids", [[], [-1], [VOCAB], [1, "2"], [1.0], [None], [True]])
+def test_prompt_ids(token_ids: list[object]) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        check_prompt_ids(token_ids, VOCAB, "input")
+    assert caught.value.param == "input"
+
+
+def test_schemas_are_read_before_the_engine_hears_of_them() -> None:
+    with pytest.raises(GrammarError):
+        resolve(structured_outputs=StructuredOutputs(json="{not json"))
+
+
+def test_logprobs_without_a_limit() -> None:
+    validator = RequestValidator(vocab_size=VOCAB, max_logprobs=-1)
+    assert (
+        validator.resolve(Prompt([1]), SamplingParams(logprobs=-1, max_tokens=1), CONTEXT).logprobs
+        == -1
+    )
+
+
+def test_what_the_model_adds() -> None:
+    params = SamplingParams(max_tokens=2, bad_words=["stop"], seed=5)
+    resolved = VALIDATOR.resolve(Prompt([1]), params, CONTEXT)
+    words = {TOKENIZER.decode(ids) for ids in resolved.bad_words_token_ids}
+    assert words == {"stop", " stop"}
+    assert resolved.eos_token_ids == [3]
+    assert resolved.seed == 5
+    assert params.eos_token_ids == []
+
+
+def test_bad_words_of_a_sentencepiece_vocabulary() -> None:
+    tokenizer = sentencepiece()
+    validator = RequestValidator(
+        vocab_size=tokenizer.vocab_size, max_logprobs=0, tokenizer=tokenizer
+    )
+    resolved = validator.resolve(
+        Prompt([1]), SamplingParams(bad_words=["hello"], max_tokens=1), CONTEXT
+    )
+    assert ["▁h", "e", "l", "l", "o"] in [
+        [tokenizer.backend.id_to_token(i) for i in ids] for ids in resolved.bad_words_token_ids
+    ]
+
+
+@pytest.mark.parametrize("params", [{"stop": ["a"]}, {"bad_words": ["a"]}])
+def test_text_needs_a_tokenizer(params: dict[str, object]) -> None:
+    validator = RequestValidator(vocab_size=VOCAB, max_logprobs=5)
+    with pytest.raises(RequestError, match="tokenizer"):
+        validator.resolve(Prompt([1]), SamplingParams(**params), CONTEXT)
+
+
+def test_eos_ids_are_merged() -> None:
+    assert merge_eos_ids({"eos_token_id": [7, 8]}, (8, 9), 2) == [7, 8, 9, 2]
+    assert merge_eos_ids({"eos_token_id": 7}) == [7]
+    assert merge_eos_ids({}, (), None) == []
