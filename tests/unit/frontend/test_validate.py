@@ -13,16 +13,15 @@ VOCAB = TOKENIZER.vocab_size
 VALIDATOR = RequestValidator(
     vocab_size=VOCAB, max_logprobs=5, eos_token_ids=[3, VOCAB + 7], tokenizer=TOKENIZER
 )
-CONTEXT = 16
+CONTEXT = 32
 
 
 def resolve(num_prompt: int = 4, **params: object) -> SamplingParams:
-    sampling = SamplingParams(**{"max_tokens": 1} | params)
-    return VALIDATOR.resolve(Prompt([1] * num_prompt), sampling, CONTEXT)
+    return VALIDATOR.resolve(Prompt([1] * num_prompt), SamplingParams(**params), CONTEXT)
 
 
 @pytest.mark.parametrize(
-    ("num_prompt", "asked", "resolved"), [(4, None, 12), (4, 12, 12), (15, None, 1), (4, 0, 0)]
+    ("num_prompt", "asked", "resolved"), [(4, None, 28), (4, 28, 28), (31, None, 1), (4, 0, 0)]
 )
 def test_max_tokens(num_prompt: int, asked: int | None, resolved: int) -> None:
     assert resolve(num_prompt, max_tokens=asked).max_tokens == resolved
@@ -31,9 +30,9 @@ def test_max_tokens(num_prompt: int, asked: int | None, resolved: int) -> None:
 @pytest.mark.parametrize(
     ("num_prompt", "params", "param", "message"),
     [
-        (16, {}, "prompt", "the prompt has 16 tokens, but the context length is 16"),
-        (4, {"max_tokens": 13}, "max_tokens", "17 were asked for .4 in the prompt, 13 for"),
-        (4, {"max_tokens": None, "min_tokens": 13}, "min_tokens", "17 were asked for"),
+        (32, {}, "prompt", "the prompt has 32 tokens, but the context length is 32"),
+        (4, {"max_tokens": 29}, "max_tokens", "33 were asked for .4 in the prompt, 29 for"),
+        (4, {"max_tokens": None, "min_tokens": 29}, "min_tokens", "33 were asked for"),
     ],
 )
 def test_context_length(
@@ -77,10 +76,7 @@ def test_schemas_are_read_before_the_engine_hears_of_them() -> None:
 
 def test_logprobs_without_a_limit() -> None:
     validator = RequestValidator(vocab_size=VOCAB, max_logprobs=-1)
-    assert (
-        validator.resolve(Prompt([1]), SamplingParams(logprobs=-1, max_tokens=1), CONTEXT).logprobs
-        == -1
-    )
+    assert validator.resolve(Prompt([1]), SamplingParams(logprobs=-1), CONTEXT).logprobs == -1
 
 
 def test_what_the_model_adds() -> None:
@@ -98,9 +94,7 @@ def test_bad_words_of_a_sentencepiece_vocabulary() -> None:
     validator = RequestValidator(
         vocab_size=tokenizer.vocab_size, max_logprobs=0, tokenizer=tokenizer
     )
-    resolved = validator.resolve(
-        Prompt([1]), SamplingParams(bad_words=["hello"], max_tokens=1), CONTEXT
-    )
+    resolved = validator.resolve(Prompt([1]), SamplingParams(bad_words=["hello"]), CONTEXT)
     assert ["▁h", "e", "l", "l", "o"] in [
         [tokenizer.backend.id_to_token(i) for i in ids] for ids in resolved.bad_words_token_ids
     ]
