@@ -13,6 +13,7 @@ from pagemill.api.app import build_app
 from pagemill.api.context import ApiSettings, ServerContext
 from pagemill.engine.messages import EngineInfo, EngineStats, EngineStatus, FinishReason
 from pagemill.errors import ContextTooLong, InvalidParams, OverloadedError, PageMillError
+from pagemill.frontend.chat_messages import normalise_messages
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt, TokenLogprob, TokenLogprobs
 from pagemill.metrics.metrics import Metrics
 from pagemill.params import SamplingParams
@@ -42,6 +43,7 @@ class FakeRenderer:
 
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> Prompt:
         self.last_chat = {"messages": messages, **options}
+        messages = normalise_messages(messages)
         text = "".join(f"<{m['role']}>{m.get('content')}" for m in messages)
         return await self.encode(text)
 

@@ -55,6 +55,7 @@ def build_app(context: ServerContext) -> Starlette:
         middleware=layers,
         exception_handlers=exception_handlers(),
     )
+    app.router.redirect_slashes = False  # a redirect would repeat the Host header
     app.state.endpoints = ENDPOINTS
     return app
 

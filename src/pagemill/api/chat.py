@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagemill.api.body import read_body
-from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.context import Limits, RequestScope, ServerContext
 from pagemill.api.generation import Generation
 from pagemill.api.logprobs import chat_logprobs, prompt_logprobs
 from pagemill.api.messages import check_messages, check_tools, template_kwargs
@@ -29,6 +29,7 @@ from pagemill.api.responses import (
     Usage,
 )
 from pagemill.api.sampling import (
+    check_logprobs,
     check_num_choices,
     refuse_unsupported,
     sampling_params,
@@ -46,13 +47,16 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 
 
 async def create(context: ServerContext, request: Request) -> Response:
-    """Handle the request. Raises RequestError, OverloadedError, EngineDeadError."""
+    """A chat completion, whole or as a stream.
+
+    Raises RequestError, OverloadedError and EngineDeadError before the first token.
+    """
     body = await read_body(request, _decoder, context.limits.body_timeout)
     renderer = context.require_ready()
     model = context.check_model(body.model)
-    ignored = refuse_unsupported(body)
+    ignored = refuse_unsupported(body) + check_messages(body.messages, context.limits)
     params = sampling_params(
-        body, context, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body)
+        body, context, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body, context.limits)
     )
     check_num_choices(1, params.n, context.limits)
     generation = Generation(
@@ -76,16 +80,14 @@ def _max_tokens(body: ChatRequest) -> int | None:
     return value
 
 
-def _num_logprobs(body: ChatRequest) -> int | None:
+def _num_logprobs(body: ChatRequest, limits: Limits) -> int | None:
     if body.top_logprobs and not body.logprobs:
         raise InvalidParams("top_logprobs needs logprobs to be true", param="top_logprobs")
-    if body.top_logprobs is not None and body.top_logprobs < 0:
-        raise InvalidParams("top_logprobs must not be negative", param="top_logprobs")
+    check_logprobs("top_logprobs", body.top_logprobs, limits)
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
 async def _render(body: ChatRequest, context: ServerContext, renderer: Renderer) -> Prompt:
-    messages = check_messages(body.messages, context.limits)
     continue_final = bool(body.continue_final_message)
     add_generation = body.add_generation_prompt
     if continue_final and add_generation:
@@ -94,7 +96,7 @@ async def _render(body: ChatRequest, context: ServerContext, renderer: Renderer)
             param="continue_final_message",
         )
     prompt = await renderer.render_chat(
-        messages,
+        body.messages,
         tools=check_tools(body.tools, body.tool_choice, context.limits),
         add_generation_prompt=not continue_final if add_generation is None else add_generation,
         continue_final_message=continue_final,

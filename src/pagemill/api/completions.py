@@ -22,6 +22,7 @@ from pagemill.api.responses import (
     Usage,
 )
 from pagemill.api.sampling import (
+    check_logprobs,
     check_num_choices,
     refuse_unsupported,
     sampling_params,
@@ -40,7 +41,10 @@ _decoder = msgspec.json.Decoder(CompletionRequest)
 
 
 async def create(context: ServerContext, request: Request) -> Response:
-    """Handle the request. Raises RequestError, OverloadedError, EngineDeadError."""
+    """Completions of one prompt or of many, whole or as a stream.
+
+    Raises RequestError, OverloadedError and EngineDeadError before the first token.
+    """
     body = await read_body(request, _decoder, context.limits.body_timeout)
     renderer = context.require_ready()
     model = context.check_model(body.model)
@@ -57,6 +61,7 @@ async def _prepare(
     score_only = max_tokens == 0 and bool(body.echo)
     if max_tokens == 0 and not score_only:
         raise InvalidParams("max_tokens may be 0 only with echo", param="max_tokens")
+    check_logprobs("logprobs", body.logprobs, context.limits)
     params = sampling_params(
         body, context, max_tokens=1 if score_only else max_tokens, logprobs=body.logprobs
     )

@@ -62,8 +62,8 @@ def allowed_hosts_for(bind_host: str, names: tuple[str, ...] = ()) -> tuple[str,
     On a loopback address only loopback names are trusted, which stops DNS rebinding; elsewhere
     the server cannot know its names, so any host is let in unless `names` says more.
     """
-    if bind_host in LOOPBACK_HOSTS:
-        return LOOPBACK_HOSTS + names
+    if bind_host in LOOPBACK_HOSTS or bind_host.startswith("127."):
+        return (*LOOPBACK_HOSTS, bind_host, *names)
     return names
 
 

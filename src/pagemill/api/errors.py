@@ -25,13 +25,14 @@ logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 MAX_MESSAGE_LENGTH = 2000
+MAX_PARAM_LENGTH = 200
 
 _HTTP_KINDS = {
     404: ("NotFoundError", "There is nothing at {method} {path}"),
     405: ("MethodNotAllowedError", "{path} does not allow {method}"),
 }
-_FIELD_IN_MESSAGE = re.compile(r"(?:unknown|required) field `([^`]*)`")
-_PATH_IN_MESSAGE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
+_FIELD_IN_MESSAGE = re.compile(r"(unknown|required) field `(.*)`$", re.DOTALL)
+_PATH_IN_MESSAGE = re.compile(r" - at (?:`key` in )?`\$([^`]*)`$")
 
 
 class Forbidden(RequestError):
@@ -76,18 +77,23 @@ class ClientDisconnected(PageMillError):
     """The client left before its answer was complete."""
 
 
-def describe_validation_error(error: msgspec.ValidationError) -> InvalidParams:
-    """A readable message, and the path of the field at fault ("messages[0].role") as `param`."""
+def describe_validation_error(error: msgspec.ValidationError, within: str = "") -> InvalidParams:
+    """A readable message, and the path of the field at fault ("tools[0].function") as `param`.
+
+    `within` is the field that holds the value that was checked.
+    """
     text = str(error)
     path_match = _PATH_IN_MESSAGE.search(text)
-    path = path_match.group(1).lstrip(".") if path_match else ""
+    path = within + (path_match.group(1) if path_match else "")
     what = text[: path_match.start()] if path_match else text
     field_match = _FIELD_IN_MESSAGE.search(what)
     if field_match:
-        path = f"{path}.{field_match.group(1)}".lstrip(".")
-    where = f"{path}: " if path else "request body: "
-    message = (where + what.replace("`", ""))[:MAX_MESSAGE_LENGTH]
-    return InvalidParams(message, param=path or None)
+        kind, name = field_match.groups()
+        path = f"{path}.{name}"
+        what = "unknown field" if kind == "unknown" else "this field is required"
+    path = path.lstrip(".")
+    message = f"{path or 'request body'}: {what.replace('`', '')}"
+    return InvalidParams(message[:MAX_MESSAGE_LENGTH], param=path[:MAX_PARAM_LENGTH] or None)
 
 
 def error_body(error: Exception) -> ErrorBody:

@@ -9,61 +9,33 @@ import msgspec
 from pagemill.api.body import check_nesting, check_size
 from pagemill.api.context import Limits
 from pagemill.api.errors import describe_validation_error
-from pagemill.api.schema import ChatMessage, ChatRequest, Tool
+from pagemill.api.schema import ChatRequest, Tool
 from pagemill.errors import InvalidParams
 
+_MESSAGE_MEMBERS = frozenset(
+    {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
+)
 _RESERVED_KWARGS = frozenset(
     {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
 
 
-def _convert(value: Any, to: Any, name: str) -> None:
-    """Check `value` against a type. Raises InvalidParams with a path that begins with `name`."""
-    try:
-        msgspec.convert(value, to)
-    except msgspec.ValidationError as error:
-        found = describe_validation_error(error)
-        inner = found.param or ""
-        path = f"{name}{inner}" if inner.startswith("[") else f"{name}.{inner}".rstrip(".")
-        message = found.message.removeprefix(f"{inner}: ").removeprefix("request body: ")
-        raise InvalidParams(f"{path}: {message}", param=path) from None
+def check_messages(messages: list[dict[str, Any]], limits: Limits) -> list[str]:
+    """Bound the messages; the paths of members that no template is shown. Raises InvalidParams.
 
-
-def check_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
-    """The messages without their null members. Raises InvalidParams.
-
-    Members that are not known here go to the template as they are; clients send back answers
-    with members that are null, which templates take for present.
+    Roles and contents are checked where they are rendered.
     """
-    if not messages:
-        raise InvalidParams("messages must not be empty", param="messages")
     if len(messages) > limits.max_messages:
         raise InvalidParams(
             f"messages may hold at most {limits.max_messages} messages", param="messages"
         )
-    _convert(messages, list[ChatMessage], "messages")
     check_nesting(messages, limits.max_nesting, "messages")
-    for i, message in enumerate(messages):
-        _check_content(message, f"messages[{i}]")
     return [
-        {k: v for k, v in message.items() if v is not None or k == "content"}
-        for message in messages
+        f"messages[{i}].{name[:64]}"
+        for i, message in enumerate(messages)
+        for name, value in message.items()
+        if name not in _MESSAGE_MEMBERS and value not in (None, [])
     ]
-
-
-def _check_content(message: dict[str, Any], path: str) -> None:
-    content = message.get("content")
-    if content is None and message["role"] != "assistant":
-        raise InvalidParams(f"{path}.content is missing", param=f"{path}.content")
-    if not isinstance(content, list):
-        return
-    for j, part in enumerate(content):
-        where = f"{path}.content[{j}]"
-        kind = part.get("type")
-        if kind not in ("text", "refusal"):
-            raise InvalidParams(f"{where}: only text is accepted, got {kind!r:.100}", param=where)
-        if not isinstance(part.get(kind), str):
-            raise InvalidParams(f"{where}.{kind} must be a string", param=f"{where}.{kind}")
 
 
 def check_tools(
@@ -73,7 +45,7 @@ def check_tools(
     if tools is not None:
         if not 1 <= len(tools) <= limits.max_tools:
             raise InvalidParams(f"tools must hold 1 to {limits.max_tools} tools", param="tools")
-        _convert(tools, list[Tool], "tools")
+        _check_types(tools)
         check_nesting(tools, limits.max_nesting, "tools")
         check_size(tools, limits.max_schema_bytes, "tools")
     if choice is None or choice == "none":
@@ -85,6 +57,13 @@ def check_tools(
             "tool_choice: only auto and none are supported by this server", param="tool_choice"
         )
     return tools
+
+
+def _check_types(tools: list[dict[str, Any]]) -> None:
+    try:
+        msgspec.convert(tools, list[Tool])
+    except msgspec.ValidationError as error:
+        raise describe_validation_error(error, within="tools") from None
 
 
 def template_kwargs(body: ChatRequest, limits: Limits) -> dict[str, Any]:

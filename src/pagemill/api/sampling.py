@@ -54,6 +54,9 @@ def refuse_unsupported(request: Any) -> list[str]:
             raise InvalidParams(f"{name}: {refusal.reason}", param=name)
         if name in NO_EFFECT:
             ignored.append(name)
+    options = getattr(request, "stream_options", None)
+    if options is not None and options.include_obfuscation:
+        ignored.append("stream_options.include_obfuscation")
     return ignored
 
 
@@ -72,8 +75,7 @@ def sampling_params(
     if request.prompt_logprobs is not None and request.stream:
         raise InvalidParams("prompt_logprobs cannot be streamed", param="prompt_logprobs")
     limits = context.limits
-    _check_logprobs("prompt_logprobs", request.prompt_logprobs, limits)
-    _check_logprobs("logprobs", logprobs, limits)
+    check_logprobs("prompt_logprobs", request.prompt_logprobs, limits)
     given = {name: getattr(request, name) for name in _PASSED_ON}
     values = {
         **context.default_params,
@@ -86,7 +88,8 @@ def sampling_params(
     return SamplingParams(**values)
 
 
-def _check_logprobs(name: str, value: int | None, limits: Limits) -> None:
+def check_logprobs(name: str, value: int | None, limits: Limits) -> None:
+    """Bound how many log-probabilities are asked for. Raises InvalidParams."""
     if value is not None and not 0 <= value <= limits.max_logprobs:
         raise InvalidParams(
             f"{name} must be a whole number from 0 to {limits.max_logprobs}, got {value}",

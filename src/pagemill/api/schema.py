@@ -135,16 +135,6 @@ class CompletionRequest(GenerationFields, kw_only=True, forbid_unknown_fields=Tr
     prompt_embeds: Any = None
 
 
-class ChatMessage(msgspec.Struct, kw_only=True):
-    """What is checked of a message; the chat template sees all of its members."""
-
-    role: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    content: str | list[dict[str, Any]] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-
 class FunctionTool(msgspec.Struct, kw_only=True):
     """A function the model may call."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -59,6 +60,7 @@ class EventStream(Response):
         self._write_timeout = write_timeout
         self._extra = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
         self._started = False
+        self._write_lock = asyncio.Lock()
         self._writing_since: float | None = None
         self._last_write = clock.monotonic()
 
@@ -93,14 +95,15 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, send: Send, data: bytes) -> None:
-        self._writing_since = self._clock.monotonic()
-        if not self._started:
-            self._started = True
-            headers = _HEADERS + self._extra
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-        self._writing_since = None
-        self._last_write = self._clock.monotonic()
+        async with self._write_lock:
+            self._writing_since = self._clock.monotonic()
+            if not self._started:
+                self._started = True
+                headers = _HEADERS + self._extra
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._writing_since = None
+            self._last_write = self._clock.monotonic()
 
     async def _tick(self, send: Send) -> None:
         now = self._clock.monotonic()

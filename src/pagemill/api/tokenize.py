@@ -42,6 +42,7 @@ async def _render(body: TokenizeRequest, context: ServerContext, renderer: Rende
         assert body.prompt is not None
         special = body.add_special_tokens is not False
         return await renderer.encode(body.prompt, add_special_tokens=special)
+    check_messages(body.messages, context.limits)
     continue_final = bool(body.continue_final_message)
     if continue_final and body.add_generation_prompt:
         raise InvalidParams(
@@ -50,7 +51,7 @@ async def _render(body: TokenizeRequest, context: ServerContext, renderer: Rende
         )
     wanted = body.add_generation_prompt
     return await renderer.render_chat(
-        check_messages(body.messages, context.limits),
+        body.messages,
         tools=check_tools(body.tools, None, context.limits),
         add_generation_prompt=not continue_final if wanted is None else wanted,
         continue_final_message=continue_final,
@@ -66,5 +67,7 @@ async def detokenize(context: ServerContext, request: Request) -> Response:
     body = await read_body(request, _detokenize_decoder, context.limits.body_timeout)
     renderer = context.require_ready()
     context.check_model(body.model)
+    if not body.tokens:
+        return json_response(DetokenizeResponse(""))
     renderer.check_token_ids(body.tokens, "tokens")
     return json_response(DetokenizeResponse(await renderer.decode(body.tokens)))
