@@ -1,0 +1,1 @@
+"""Triton kernels for CUDA; each is checked against its torch reference."""

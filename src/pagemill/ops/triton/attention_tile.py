@@ -1,0 +1,65 @@
+"""What both attention kernels do with one tile of keys: find it, score it, fold it in.
+
+Softmax is kept online (Milakov and Gimelshein, 2018) in base 2, as in FlashAttention-2 (Dao, 2023).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pagemill.ops.triton.activation import tanh
+
+LOWEST = tl.constexpr(-1.0e30)  # a finite "minus infinity": differences are not NaN
+
+
+@triton.jit
+def page_offsets(table_ptr, tokens, limit, block_stride, BLOCK_SIZE: tl.constexpr, D: tl.constexpr):
+    """Where each token's row of one head begins; tokens at or past `limit` give block 0."""
+    pages = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < limit, other=0)
+    return pages.to(tl.int64) * block_stride + (tokens % BLOCK_SIZE) * D
+
+
+@triton.jit
+def to_log2(products, scale, soft_cap, SOFT_CAP: tl.constexpr):
+    """Scores from dot products, scaled, capped, and multiplied by log2(e)."""
+    if SOFT_CAP:
+        return tanh(products * (scale / soft_cap)) * (soft_cap * 1.4426950408889634)
+    return products * (scale * 1.4426950408889634)
+
+
+@triton.jit
+def fold_tile(
+    q,  # [M, D]
+    k,  # [N, D]
+    v,  # [N, D]
+    keep,  # [M, N] or broadcastable: which keys each query sees
+    highest,  # [M] running maximum
+    total,  # [M] running sum
+    acc,  # [M, D] running weighted values
+    scale,
+    soft_cap,
+    MASK: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One step of online softmax attention."""
+    products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    scores = to_log2(products, scale, soft_cap, SOFT_CAP)
+    if MASK:
+        scores = tl.where(keep, scores, float("-inf"))
+    new_highest = tl.maximum(highest, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - new_highest[:, None])
+    shrink = tl.exp2(highest - new_highest)
+    total = total * shrink + tl.sum(weights, axis=1)
+    acc = tl.dot(weights.to(v.dtype), v, acc=acc * shrink[:, None], input_precision=PRECISION)
+    return new_highest, total, acc
+
+
+@triton.jit
+def visible(positions, tokens, window, WINDOW: tl.constexpr):
+    """[M, N]: whether the query at each position sees each token."""
+    keep = tokens[None, :] <= positions[:, None]
+    if WINDOW:
+        keep = keep & (tokens[None, :] > positions[:, None] - window)
+    return keep

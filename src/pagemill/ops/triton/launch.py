@@ -1,0 +1,60 @@
+"""What every launch asks of the device: its multiprocessors, and early starts of the next kernel.
+
+Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and
+Synchronization"; compute capability 9.0 and later) lets a kernel start while the one before it
+drains. The rule all kernels here keep: nothing that an earlier kernel wrote is read, and nothing
+at all is written, before `wait_for_inputs`; only weights may be loaded before it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+HOPPER = (9, 0)
+INTERPRETED_SMS = 4  # there is no device to ask in the interpreter
+
+
+@triton.jit
+def wait_for_inputs(PDL: tl.constexpr):
+    """Let the next kernel start early, then wait until the kernels before this one are done."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@functools.lru_cache(maxsize=64)
+def _supports_pdl(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
+
+
+def supports_pdl(x: Tensor) -> bool:
+    """Whether kernels on x's device may be launched with `launch_pdl`."""
+    return _supports_pdl(x.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _num_sms(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETED_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def num_sms(x: Tensor) -> int:
+    """Multiprocessors of x's device."""
+    return _num_sms(x.device)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)

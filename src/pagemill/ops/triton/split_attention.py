@@ -1,0 +1,310 @@
+"""Paged attention for few queries per row, split over the length of the cache.
+
+One program takes all query heads of one kv head (and the few query tokens of its row) over one
+chunk of the cache, as in Flash-Decoding (Dao et al., 2023). The program of a row that finishes last
+adds up the chunks, always in the same order, so results do not depend on timing and there is no
+second launch. Chunks are divided on the device from the row's true length; the grid depends only
+on host-side bounds, so a CUDA graph can hold it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
+from pagemill.ops.triton.attention_tile import LOWEST, fold_tile, page_offsets, to_log2, visible
+from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_inputs
+from pagemill.ops.triton.rope import head_rms, load_cos_sin, rope_partner, to_cache_type
+
+MAX_ROWS = 64  # query tokens times heads per kv head that one program may hold
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """The launch: programs per (row, kv head), the fewest tokens of a chunk, and tile shapes."""
+
+    num_splits: int
+    min_chunk: int
+    block_n: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RopeInput:
+    """What the fused form needs besides qkv: one new token per row, not yet in the cache."""
+
+    cos_sin: Tensor  # [max_position, D] float32
+    q_norm: Tensor | None  # [D] float32
+    k_norm: Tensor | None  # [D] float32
+    eps: float
+
+
+@triton.jit
+def _normed_rope(x_ptr, weight_ptr, mask, cols, cos, sin, eps, D: tl.constexpr, NORM: tl.constexpr):
+    """Rows of x normed and rotated, in float32; x_ptr [M, 1] points at each row's start."""
+    partner = rope_partner(cols, D)
+    x = tl.load(x_ptr + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(x_ptr + partner[None, :], mask=mask, other=0.0).to(tl.float32)
+    if NORM:
+        rms = head_rms(x, eps, D)[:, None]
+        inside = cols < D
+        x = x * rms * tl.load(weight_ptr + cols, mask=inside, other=0.0)[None, :]
+        y = y * rms * tl.load(weight_ptr + partner, mask=inside, other=0.0)[None, :]
+    return x * cos[None, :] + y * sin[None, :]
+
+
+@triton.jit
+def _add_up_chunks(
+    partial_ptr, lse_ptr, out_ptr, first, active, query_start, num_rows, kv_head,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, NUM_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Combine the chunks `first`.. of one row and kv head, weighted by their exp-sums."""
+    cols = tl.arange(0, BLOCK_D)
+    splits = tl.arange(0, NUM_SPLITS)
+    there = splits < active
+    for row in range(0, num_rows):
+        at = (first + splits) * ROWS + row
+        lse = tl.load(lse_ptr + at, mask=there, other=LOWEST, cache_modifier=".cg")
+        chunk_ptr = partial_ptr + at[:, None] * D + cols[None, :]
+        inside = there[:, None] & (cols < D)[None, :]
+        chunks = tl.load(chunk_ptr, mask=inside, other=0.0, cache_modifier=".cg")
+        weights = tl.exp2(lse - tl.max(lse, axis=0))
+        weights = tl.where(there, weights, 0.0)
+        value = tl.sum(chunks * weights[:, None], axis=0) / tl.sum(weights, axis=0)
+        head = kv_head * GROUP + row % GROUP
+        token = (query_start + row // GROUP).to(tl.int64)
+        row_ptr = out_ptr + (token * NUM_HEADS + head) * D
+        tl.store(row_ptr + cols, value.to(out_ptr.dtype.element_ty), mask=cols < D)
+
+
+@triton.jit(do_not_specialize=["window", "min_chunk"])
+def _split_attention_kernel(
+    q_ptr,  # q, or qkv when ROPE
+    k_cache_ptr,
+    v_cache_ptr,
+    out_ptr,
+    partial_ptr,
+    lse_ptr,
+    counter_ptr,
+    query_start_ptr,
+    seq_lens_ptr,
+    table_ptr,
+    slot_mapping_ptr,
+    cos_sin_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
+    q_stride,
+    table_stride,
+    block_stride,
+    head_stride,
+    scale,
+    soft_cap,
+    window,
+    eps,
+    min_chunk,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    QUERY_LEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    ROPE: tl.constexpr,
+    Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr,
+    FP8: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    ROWS: tl.constexpr = GROUP * QUERY_LEN
+    kv_head = tl.program_id(0)
+    seq = tl.program_id(1)
+    split = tl.program_id(2)
+    wait_for_inputs(PDL)
+    query_start = tl.load(query_start_ptr + seq)
+    query_len = tl.load(query_start_ptr + seq + 1) - query_start
+    if query_len > QUERY_LEN or query_len <= 0:
+        return
+    seq_len = tl.load(seq_lens_ptr + seq)
+    start = seq_len - query_len  # the first query's position
+    cached = start if ROPE else seq_len
+    low = tl.maximum(start - window + 1, 0) if WINDOW else 0
+    span = tl.maximum(cached - low, 0)
+    share = tl.cdiv(tl.cdiv(span, NUM_SPLITS), BLOCK_N) * BLOCK_N
+    chunk = tl.maximum(share, min_chunk)
+    active = tl.maximum(tl.cdiv(span, chunk), 1)
+    if split >= active:
+        return
+    begin = low + split * chunk
+    end = tl.minimum(begin + chunk, cached)
+
+    rows = tl.arange(0, BLOCK_M)
+    cols = tl.arange(0, BLOCK_D)
+    in_head = cols < HEAD_DIM
+    positions = start + rows // GROUP
+    live = rows < query_len * GROUP
+    q_mask = live[:, None] & in_head[None, :]
+    tokens = (query_start + rows // GROUP).to(tl.int64)
+    q_rows = q_ptr + (tokens * q_stride + (kv_head * GROUP + rows % GROUP) * HEAD_DIM)[:, None]
+    highest = tl.full((BLOCK_M,), LOWEST, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    head_k_ptr = k_cache_ptr + kv_head * head_stride
+    head_v_ptr = v_cache_ptr + kv_head * head_stride
+    if ROPE:
+        cos, sin = load_cos_sin(cos_sin_ptr, start, cols, HEAD_DIM)
+        q = _normed_rope(q_rows, q_norm_ptr, q_mask, cols, cos, sin, eps, HEAD_DIM, Q_NORM).to(
+            q_ptr.dtype.element_ty
+        )
+        if split == active - 1:  # the new token's key and value: used here, and written
+            row_ptr = q_ptr + query_start.to(tl.int64) * q_stride
+            k_row = row_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + tl.zeros((1, 1), tl.int32)
+            new_k = _normed_rope(
+                k_row, k_norm_ptr, in_head[None, :], cols, cos, sin, eps, HEAD_DIM, K_NORM
+            )
+            v_row = k_row + NUM_KV_HEADS * HEAD_DIM
+            new_v = tl.load(v_row + cols[None, :], mask=in_head[None, :], other=0.0)
+            new_k = to_cache_type(new_k, k_cache_ptr, FP8)
+            new_v = to_cache_type(new_v.to(tl.float32), v_cache_ptr, FP8)
+            slot = tl.load(slot_mapping_ptr + query_start)
+            to = (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * HEAD_DIM
+            write = in_head[None, :] & (slot >= 0)
+            tl.store(head_k_ptr + to + cols[None, :], new_k, mask=write)
+            tl.store(head_v_ptr + to + cols[None, :], new_v, mask=write)
+            products = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), axis=1)
+            highest = to_log2(products, scale, soft_cap, SOFT_CAP)
+            total = tl.full((BLOCK_M,), 1.0, tl.float32)
+            acc = acc + new_v.to(tl.float32)
+    else:
+        q = tl.load(q_rows + cols[None, :], mask=q_mask, other=0.0)
+
+    row_table_ptr = table_ptr + seq.to(tl.int64) * table_stride
+    for first in range(begin, end, BLOCK_N):
+        keys = first + tl.arange(0, BLOCK_N)
+        at = page_offsets(row_table_ptr, keys, end, block_stride, BLOCK_SIZE, HEAD_DIM)
+        at = at[:, None] + cols[None, :]
+        in_tile = (keys < end)[:, None] & in_head[None, :]
+        k = tl.load(head_k_ptr + at, mask=in_tile, other=0.0).to(q.dtype)
+        v = tl.load(head_v_ptr + at, mask=in_tile, other=0.0).to(q.dtype)
+        keep = visible(positions, keys, window, WINDOW) & (keys < end)[None, :]
+        highest, total, acc = fold_tile(
+            q, k, v, keep, highest, total, acc, scale, soft_cap, True, SOFT_CAP, PRECISION
+        )
+
+    divisor = tl.where(total > 0, total, 1.0)
+    acc = acc / divisor[:, None]
+    if active == 1:
+        to = (tokens * NUM_HEADS + kv_head * GROUP + rows % GROUP) * HEAD_DIM
+        y = acc.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + to[:, None] + cols[None, :], y, mask=q_mask)
+        return
+    pair = seq * NUM_KV_HEADS + kv_head
+    first_chunk = pair.to(tl.int64) * NUM_SPLITS
+    to = (first_chunk + split) * ROWS + rows
+    tl.store(partial_ptr + to[:, None] * HEAD_DIM + cols[None, :], acc, mask=q_mask)
+    tl.store(lse_ptr + to, tl.where(total > 0, highest + tl.log2(divisor), LOWEST), mask=live)
+    tl.debug_barrier()  # every thread's stores come before the release below
+    arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
+    if arrived == active - 1:
+        tl.store(counter_ptr + pair, 0)
+        _add_up_chunks(
+            partial_ptr, lse_ptr, out_ptr, first_chunk, active, query_start, query_len * GROUP,
+            kv_head, GROUP, ROWS, NUM_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS,
+        )  # fmt: skip
+
+
+def _head_dims(spec: AttentionSpec, cache: LayerCache) -> dict[str, object]:
+    return {
+        "NUM_HEADS": spec.num_heads,
+        "NUM_KV_HEADS": spec.num_kv_heads,
+        "HEAD_DIM": spec.head_dim,
+        "BLOCK_D": next_power_of_2(spec.head_dim),
+        "BLOCK_SIZE": cache.k.shape[2],
+        "WINDOW": spec.sliding_window > 0,
+        "SOFT_CAP": spec.soft_cap > 0,
+    }
+
+
+def max_query_len(spec: AttentionSpec) -> int:
+    """The most query tokens per row that `split_attention` takes for this layer."""
+    return max(1, MAX_ROWS // (spec.num_heads // spec.num_kv_heads))
+
+
+def split_attention(
+    spec: AttentionSpec,
+    q: Tensor,  # [T, num_heads, D]; with rope: qkv [T, q_size + 2 kv_size]
+    batch: ForwardBatch,
+    cache: LayerCache,
+    counters: Tensor,  # int32, zeros, at least num_seqs * num_kv_heads; left as zeros
+    plan: SplitPlan,
+    query_len: int,
+    rope: RopeInput | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attention of the rows with at most `query_len` query tokens -> [T, num_heads * D].
+
+    Longer rows are left as they are in `out`. With `rope`, rows have one token, whose key and
+    value are normed, rotated and written to the cache on the way.
+    """
+    if out is None:
+        out = torch.empty(
+            q.shape[0], spec.num_heads * spec.head_dim, dtype=q.dtype, device=q.device
+        )
+    group = spec.num_heads // spec.num_kv_heads
+    pairs = batch.num_seqs * spec.num_kv_heads
+    chunk_rows = pairs * plan.num_splits * group * query_len if plan.num_splits > 1 else 0
+    partial = torch.empty(chunk_rows * spec.head_dim, dtype=torch.float32, device=q.device)
+    lse = torch.empty(chunk_rows, dtype=torch.float32, device=q.device)
+    pdl = supports_pdl(q)
+    _split_attention_kernel[(spec.num_kv_heads, batch.num_seqs, plan.num_splits)](
+        q,
+        cache.k,
+        cache.v,
+        out,
+        partial,
+        lse,
+        counters,
+        batch.query_start,
+        batch.seq_lens,
+        batch.block_table,
+        batch.slot_mapping,
+        rope.cos_sin if rope else None,
+        rope.q_norm if rope else None,
+        rope.k_norm if rope else None,
+        q.stride(0),
+        batch.block_table.stride(0),
+        cache.k.stride(0),
+        cache.k.stride(1),
+        spec.scale,
+        spec.soft_cap,
+        spec.sliding_window,
+        rope.eps if rope else 0.0,
+        plan.min_chunk,
+        **_head_dims(spec, cache),
+        QUERY_LEN=query_len,
+        BLOCK_M=max(16, next_power_of_2(group * query_len)),
+        BLOCK_N=plan.block_n,
+        NUM_SPLITS=plan.num_splits,
+        ROPE=rope is not None,
+        Q_NORM=rope is not None and rope.q_norm is not None,
+        K_NORM=rope is not None and rope.k_norm is not None,
+        FP8=cache.k.dtype == torch.float8_e4m3fn,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        PDL=pdl,
+        num_warps=plan.num_warps,
+        num_stages=plan.num_stages,
+        launch_pdl=pdl,
+    )
+    return out
