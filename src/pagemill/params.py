@@ -82,13 +82,13 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             self.stop = [self.stop]
-        if self.temperature is not None and 0 < self.temperature < MIN_TEMPERATURE:
-            self.temperature = MIN_TEMPERATURE
         if self.top_k == -1:
             self.top_k = 0
         _check_numbers(self)
         _check_counts(self)
         _check_lists(self)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            self.temperature = MIN_TEMPERATURE
 
     @property
     def greedy(self) -> bool:

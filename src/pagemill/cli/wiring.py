@@ -1,0 +1,19 @@
+"""Puts the frontend's parts together from the model's files and the settings."""
+
+from __future__ import annotations
+
+from pagemill.api.context import ApiSettings, Limits, allowed_hosts_for
+from pagemill.config.args import ServeArgs
+from pagemill.config.engine import EngineConfig
+
+
+def api_settings(args: ServeArgs, config: EngineConfig, keys: tuple[str, ...]) -> ApiSettings:
+    """The HTTP side's settings."""
+    return ApiSettings(
+        limits=Limits(max_body_bytes=args.max_body_bytes, max_logprobs=config.max_logprobs),
+        keys=keys,
+        admin_keys=(args.admin_key,) if args.admin_key else (),
+        allowed_hosts=allowed_hosts_for(args.host),
+        json_access_log=args.json_logs,
+        priority_scheduling=args.scheduling_policy == "priority",
+    )
