@@ -23,5 +23,5 @@ def test_known_keys_get_our_names() -> None:
 
 @pytest.mark.parametrize("given", [{"temperature": "hot"}, {"top_p": 2}, {"max_new_tokens": -1}])
 def test_wrong_values_name_the_file(given: dict[str, object]) -> None:
-    with pytest.raises(ModelLoadError, match="generation_config.json"):
+    with pytest.raises(ModelLoadError, match="generation_config"):
         default_params(given)
