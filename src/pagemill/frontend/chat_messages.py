@@ -7,7 +7,7 @@ from typing import Any
 
 from pagemill.errors import InvalidParams
 
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_ROLES = ("assistant", "developer", "system", "tool", "user")
 _PASSED_ON = ("name", "tool_call_id", "reasoning_content")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
@@ -30,7 +30,7 @@ def _message(message: Any, where: str, developer_role: bool) -> dict[str, Any]:
         raise InvalidParams(f"{where} must be an object", where)
     role = message.get("role")
     if role not in _ROLES:
-        known = ", ".join(sorted(_ROLES))
+        known = ", ".join(_ROLES)
         raise InvalidParams(f"{where}.role must be one of {known}; got {role!r}", f"{where}.role")
     tool_calls = message.get("tool_calls") or []
     plain: dict[str, Any] = {
