@@ -88,6 +88,8 @@ SHARED: list[tuple[str, Any, str | None]] = [
     ("timeout", -1, "timeout"),
     ("priority", 1, "priority"),
     ("priority", 2**64, "priority"),
+    ("request_id", "", "request_id"),
+    ("request_id", "a\r\nx: y", "request_id"),
     ("cache_salt", "", "cache_salt"),
     ("cache_salt", "x" * 129, "cache_salt"),
     ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),

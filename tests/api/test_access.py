@@ -123,6 +123,13 @@ def test_request_id_is_echoed_and_stems_the_response_id() -> None:
     assert response.json()["id"] == "cmpl-abc-1"
 
 
+def test_request_id_in_the_body_goes_first() -> None:
+    body = {**COMPLETION, "request_id": "own"}
+    response = call("POST", "/v1/completions", headers={"x-request-id": "abc"}, json=body)
+    assert response.headers["x-request-id"] == "own"
+    assert response.json()["id"] == "cmpl-own"
+
+
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "ä"])
 def test_unsafe_request_ids_are_replaced(given: str) -> None:
     headers = {"x-request-id": given.encode("latin-1")}

@@ -54,6 +54,8 @@ async def create(context: ServerContext, request: Request) -> Response:
     body = await read_body(request, _decoder, context.limits.body_timeout)
     renderer = context.require_ready()
     model = context.check_model(body.model)
+    scope = RequestScope.of(request)
+    scope.adopt_id(body.request_id)
     ignored = refuse_unsupported(body) + check_messages(body.messages, context.limits)
     params = sampling_params(
         body, context, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body, context.limits)
@@ -61,7 +63,7 @@ async def create(context: ServerContext, request: Request) -> Response:
     check_num_choices(1, params.n, context.limits)
     generation = Generation(
         context,
-        RequestScope.of(request),
+        scope,
         [await _render(body, context, renderer)],
         params,
         id_prefix="chatcmpl",

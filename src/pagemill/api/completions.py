@@ -48,8 +48,10 @@ async def create(context: ServerContext, request: Request) -> Response:
     body = await read_body(request, _decoder, context.limits.body_timeout)
     renderer = context.require_ready()
     model = context.check_model(body.model)
+    scope = RequestScope.of(request)
+    scope.adopt_id(body.request_id)
     ignored = refuse_unsupported(body)
-    generation, echoes = await _prepare(body, context, renderer, RequestScope.of(request))
+    generation, echoes = await _prepare(body, context, renderer, scope)
     call = _Call(body, context, generation, renderer, model, echoes)
     return await answer(request, context, call, stream=bool(body.stream), ignored=ignored)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +12,15 @@ from starlette.requests import Request
 
 from pagemill.api.admission import Admission
 from pagemill.api.tools.base import OutputParser, PlainText
-from pagemill.errors import EngineDeadError, OverloadedError, UnknownModel
+from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
 from pagemill.frontend.base import EngineClient, Renderer
 from pagemill.metrics.metrics import Metrics
 from pagemill.version import __version__
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 LOADING_RETRY_SECONDS = 5
+
+_SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
 
 
+def is_safe_request_id(request_id: str) -> bool:
+    """Whether a client's id may stand in headers, logs and the ids of answers."""
+    return _SAFE_REQUEST_ID.fullmatch(request_id) is not None
+
+
 @dataclass(slots=True)
 class RequestScope:
     """What is known of one HTTP request beyond ASGI's scope; ends in the access line."""
@@ -85,6 +93,16 @@ class RequestScope:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+
+    def adopt_id(self, request_id: str | None) -> None:
+        """Take the id in the body instead, if there is one. Raises InvalidParams."""
+        if request_id is None:
+            return
+        if not is_safe_request_id(request_id):
+            raise InvalidParams(
+                "request_id must be 1 to 128 letters, digits and . _ : -", param="request_id"
+            )
+        self.request_id = request_id
 
     @staticmethod
     def of(request: Request) -> RequestScope:

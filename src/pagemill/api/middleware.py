@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import re
 import secrets
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagemill.api.access_log import AccessLog
-from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.context import RequestScope, ServerContext, is_safe_request_id
 from pagemill.api.errors import Forbidden, MisdirectedHost, error_response
 from pagemill.errors import BodyTooLarge, InvalidParams, OverloadedError, Unauthorized
 
@@ -26,7 +25,6 @@ logger = logging.getLogger(__name__)
 Access = Literal["public", "key", "admin"]
 
 REQUEST_ID_HEADER = b"x-request-id"
-_SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestScopeMiddleware:
@@ -43,13 +41,13 @@ class RequestScopeMiddleware:
             return
         details = RequestScope(_request_id(scope))
         scope["pagemill"] = details
-        echo = (REQUEST_ID_HEADER, details.request_id.encode())
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                echo = (REQUEST_ID_HEADER, details.request_id.encode())
                 message["headers"] = [*message.get("headers", ()), echo]
             await send(message)
 
@@ -70,7 +68,7 @@ class RequestScopeMiddleware:
 
 def _request_id(scope: Scope) -> str:
     given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SAFE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    return given if is_safe_request_id(given) else secrets.token_hex(16)
 
 
 def _known_method(scope: Scope) -> str:

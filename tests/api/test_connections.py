@@ -1,0 +1,251 @@
+"""Clients that leave, read slowly or wait long; errors in the middle of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from api.fakes import FakeClient, http_client, make_context, metric, sse_events
+from api.live import serve, wait_until
+from pagemill.api.app import build_app
+from pagemill.api.connection import run_while_connected
+from pagemill.api.context import ApiSettings, Clock
+from pagemill.api.errors import ClientDisconnected
+from pagemill.api.sse import EventStream
+
+FOREVER = 60.0
+
+
+def send_and_leave(url: str, path: str, body: dict[str, Any], client: FakeClient) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        assert wait_until(lambda: bool(client.open_ids), 5.0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a", "b", "c"], "n": 2}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+@pytest.mark.parametrize("before_first_token", [True, False])
+def test_leaving_cancels_within_a_second(
+    path: str, body: dict[str, Any], stream: bool, before_first_token: bool
+) -> None:
+    client = FakeClient(delay=0.05, first_delay=FOREVER if before_first_token else 0.0)
+    context = make_context(client)
+    with serve(context) as url:
+        send_and_leave(url, path, {**body, "stream": stream}, client)
+        assert wait_until(lambda: not client.open_ids)
+        assert wait_until(lambda: context.admission.num_open == 0)
+    assert len(client.cancelled) == len(client.calls)
+    aborts = metric(context, "vllm:request_success_total", finished_reason="abort")
+    assert aborts == sum(call[1].n for call in client.calls)
+
+
+def test_error_after_the_first_token_becomes_an_event() -> None:
+    async def run(path: str, body: dict[str, Any]) -> list[str]:
+        async with http_client(make_context(FakeClient(fail_after=2))) as http:
+            response = await http.post(path, json={**body, "stream": True})
+        assert response.status_code == 200
+        return sse_events(response.text)
+
+    for path, body in [
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/completions", {"prompt": ["x", "y"]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ]:
+        *_, error, done = asyncio.run(run(path, body))
+        assert done == "[DONE]"
+        assert json.loads(error)["error"]["code"] == 500
+        assert "0xdead" not in error
+
+
+def test_error_before_the_first_token_has_a_status() -> None:
+    async def run() -> int:
+        async with http_client(make_context(FakeClient(fail_after=0))) as http:
+            return (
+                await http.post("/v1/completions", json={"prompt": "x", "stream": True})
+            ).status_code
+
+    assert asyncio.run(run()) == 500
+
+
+def test_one_failing_prompt_ends_its_siblings() -> None:
+    async def run() -> None:
+        client = FakeClient(delay=0.005)
+        context = make_context(client)
+        async with http_client(context) as http:
+            body = {"prompt": ["short", "x" * 510], "max_tokens": 30}
+            response = await http.post("/v1/completions", json=body)
+        assert response.status_code == 400
+        assert not client.open_ids
+
+    asyncio.run(run())
+
+
+def test_unexpected_exception_in_a_stream(caplog: Any) -> None:
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"data: 1\n\n"
+        raise RuntimeError("secret detail")
+
+    body = asyncio.run(collect(stream_of(events())))
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert b"Internal server error" in body
+    assert b"secret" not in body
+    assert "secret detail" in caplog.text
+
+
+def stream_of(
+    events: AsyncGenerator[bytes, None], keep_alive: float = 15.0, write_timeout: float = 60.0
+) -> EventStream:
+    return EventStream(events, clock=Clock(), keep_alive=keep_alive, write_timeout=write_timeout)
+
+
+async def collect(stream: EventStream) -> bytes:
+    written = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(FOREVER)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        written.append(message.get("body", b""))
+
+    await stream({"type": "http"}, receive, send)
+    return b"".join(written)
+
+
+def test_silence_is_filled_with_comments() -> None:
+    async def events() -> AsyncGenerator[bytes, None]:
+        await asyncio.sleep(0.15)
+        yield b"data: 1\n\n"
+
+    body = asyncio.run(collect(stream_of(events(), keep_alive=0.04)))
+    assert body.startswith(b": keep-alive\n\n: keep-alive\n\n")
+    assert body.endswith(b"data: 1\n\ndata: [DONE]\n\n")
+
+
+def test_busy_stream_has_no_comments() -> None:
+    async def events() -> AsyncGenerator[bytes, None]:
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            yield b"data: 1\n\n"
+
+    assert b"keep-alive" not in asyncio.run(collect(stream_of(events(), keep_alive=0.08)))
+
+
+def test_client_that_reads_nothing_is_dropped() -> None:
+    closed = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: 1\n\n"
+        finally:
+            closed.append(True)
+
+    async def run() -> None:
+        async def receive() -> Message:
+            await asyncio.sleep(FOREVER)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(FOREVER)
+
+        stream = stream_of(events(), keep_alive=0.02, write_timeout=0.05)
+        async with asyncio.timeout(2):
+            await stream({"type": "http"}, receive, send)
+
+    asyncio.run(run())
+    assert closed == [True]
+
+
+def test_one_write_for_all_choices_of_a_step() -> None:
+    async def run() -> list[bytes]:
+        writes: list[bytes] = []
+        body = json.dumps({"prompt": "x", "n": 4, "max_tokens": 3, "stream": True}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            if messages:
+                return messages.pop()
+            await asyncio.sleep(FOREVER)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            writes.append(message.get("body", b""))
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "headers": headers,
+            "query_string": b"",
+        }
+        await build_app(make_context(FakeClient(delay=0.01)))(scope, receive, send)
+        return writes
+
+    with_events = [write for write in asyncio.run(run()) if b'"choices"' in write]
+    assert [write.count(b"data: ") for write in with_events] == [4, 4, 4]
+
+
+def test_work_is_cancelled_when_the_client_leaves() -> None:
+    cancelled = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(FOREVER)
+        finally:
+            cancelled.append(True)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnected):
+        asyncio.run(run_while_connected(work(), receive))
+    assert cancelled == [True]
+
+
+def test_slow_reader_does_not_grow_the_servers_memory() -> None:
+    """With a reader that takes nothing, the engine client is read no further than the sockets."""
+    client = FakeClient(reply="x" * 400)
+    settings = ApiSettings()
+    context = make_context(client, settings)
+    with serve(context) as url:
+        host, port = url.removeprefix("http://").split(":")
+        body = json.dumps(
+            {"prompt": ["p"] * 64, "n": 16, "max_tokens": 400, "stream": True}
+        ).encode()
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((host, int(port)))
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            head += b"Content-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert wait_until(lambda: bool(client.open_ids), 5.0)
+            tokens = "vllm:generation_tokens_total"
+            time.sleep(0.5)
+            first = metric(context, tokens)
+            time.sleep(0.3)
+            assert metric(context, tokens) == first < 64 * 16 * 400
+        assert wait_until(lambda: not client.open_ids)

@@ -1,0 +1,64 @@
+"""`docs/api.md` says of every endpoint, field, error and metric what the code does with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from api.fakes import make_context
+from pagemill.api.app import ENDPOINTS
+from pagemill.api.schema import (
+    NO_EFFECT,
+    REFUSED,
+    AbortRequest,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+
+PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
+ROWS = re.findall(r"^\| `(\w+)` \| (works|no effect|refused) \|", PAGE, re.MULTILINE)
+STATUS = dict(ROWS)
+
+
+def expected_status(name: str) -> str:
+    if name in NO_EFFECT:
+        return "no effect"
+    return "refused" if name in REFUSED else "works"
+
+
+@pytest.mark.parametrize(
+    "name", [*CompletionRequest.__struct_fields__, *ChatRequest.__struct_fields__]
+)
+def test_field_is_described_as_it_is(name: str) -> None:
+    assert STATUS.get(name) == expected_status(name)
+
+
+def test_no_field_is_described_that_does_not_exist() -> None:
+    fields = {*CompletionRequest.__struct_fields__, *ChatRequest.__struct_fields__}
+    assert set(STATUS) <= fields
+
+
+@pytest.mark.parametrize("kind", [TokenizeRequest, DetokenizeRequest, AbortRequest])
+def test_fields_of_small_endpoints_are_named(kind: type) -> None:
+    section = PAGE.partition("## Tokenize")[2].partition("\n## ")[0]
+    fields = set(kind.__struct_fields__) - {"model"} - REFUSED.keys()  # type: ignore[attr-defined]
+    assert fields <= set(re.findall(r"`(\w+)`", section))
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: e.path)
+def test_endpoint_is_listed_with_its_access(endpoint: object) -> None:
+    path = endpoint.path.replace(":path}", "}")  # type: ignore[attr-defined]
+    access = {"public": "no", "key": "yes", "admin": "admin"}[endpoint.access]  # type: ignore[attr-defined]
+    assert f"| `{endpoint.method} {path}` | {access} |" in PAGE  # type: ignore[attr-defined]
+
+
+def test_every_metric_is_listed() -> None:
+    families = make_context().metrics.registry.collect()
+    names = {f.name for f in families if f.name.startswith(("vllm:", "http_"))}
+    assert names
+    listed = {name.removesuffix("_total") for name in re.findall(r"`((?:vllm:|http_)\w+)`", PAGE)}
+    assert names == listed
