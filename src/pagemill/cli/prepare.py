@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
@@ -10,17 +12,21 @@ from pagemill.checkpoint.source import resolve_model
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import detect
+from pagemill.config.generation import default_params
 from pagemill.config.model import ModelConfig
 from pagemill.config.resolve import remarks, resolve
+from pagemill.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be served, and how."""
+    """What will be served, and how. `chat_template` replaces the model's own unless None."""
 
     checkpoint: Checkpoint
     model: ModelConfig
     config: EngineConfig
+    chat_template: str | None
+    default_params: dict[str, Any]
     summary: str
     remarks: list[str]
 
@@ -31,14 +37,36 @@ def prepare(args: ServeArgs, *, hash_key: str) -> Plan:
     Raises ModelLoadError or ConfigError.
     """
     device = detect(args.device)
-    checkpoint = open_checkpoint(
-        resolve_model(
-            args.model, revision=args.revision, offline=args.offline, cache_dir=args.cache_dir
-        )
+    source = resolve_model(
+        args.model,
+        revision=args.revision,
+        offline=args.offline,
+        cache_dir=Path(args.cache_dir) if args.cache_dir else None,
     )
+    checkpoint = open_checkpoint(source.path)
     model = checkpoint.model_config()
-    config = resolve(args, model, device, path=str(checkpoint.path), hash_key=hash_key)
+    config = resolve(
+        args, model, device, path=str(checkpoint.path), name=source.name, hash_key=hash_key
+    )
     summary = (
         f"{config.served_model_names[0]}: {model.architecture}, {config.dtype}, on {device.name}"
     )
-    return Plan(checkpoint, model, config, summary, remarks(config, device))
+    own_defaults = args.generation_config == "auto"
+    return Plan(
+        checkpoint=checkpoint,
+        model=model,
+        config=config,
+        chat_template=_read_template(args.chat_template),
+        default_params=default_params(checkpoint.generation_config()) if own_defaults else {},
+        summary=summary,
+        remarks=remarks(config, device),
+    )
+
+
+def _read_template(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template {path} cannot be read: {error}") from None

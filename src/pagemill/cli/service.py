@@ -15,12 +15,13 @@ from pagemill.cli.console import Console
 from pagemill.cli.http import HttpServer
 from pagemill.cli.listen import address
 from pagemill.cli.prepare import Plan
+from pagemill.cli.settings import api_settings
 from pagemill.cli.stopping import StopSignals
-from pagemill.cli.wiring import api_settings, load_text_side
 from pagemill.config.args import ServeArgs
 from pagemill.engine.launch import EngineProcess
 from pagemill.errors import EngineDeadError
 from pagemill.frontend.client import ZmqEngineClient
+from pagemill.frontend.text_side import TextSide, load_text_side
 from pagemill.metrics.metrics import Metrics
 
 INTERRUPTED = 130  # the exit code of a second Ctrl-C, as shells have it
@@ -74,23 +75,32 @@ class Service:
             served_model_names=names,
             metrics=Metrics(names[0], client),
             model_root=self._plan.config.model,
+            default_params=self._plan.default_params,
             settings=api_settings(self._args, self._plan.config, self._keys),
         )
 
     async def _load(self, context: ServerContext, client: ZmqEngineClient) -> None:
-        """Make the tokenizer and its kin while the engine loads the weights."""
-        text_side = asyncio.create_task(asyncio.to_thread(load_text_side, self._args, self._plan))
+        """Read the tokenizer while the engine loads the weights."""
+        text_side = asyncio.create_task(asyncio.to_thread(self._load_text_side))
         ready = asyncio.create_task(client.wait_ready())
-        while not (text_side.done() and ready.done()):
+        pending: set[asyncio.Task[Any]] = {text_side, ready}
+        while pending:
             self._console.phase(client.status.phase)
-            await asyncio.wait({text_side, ready}, timeout=POLL_SECONDS)
-            if client.status.state == "failed":
-                raise EngineDeadError(client.status.detail)
+            done, pending = await asyncio.wait(pending, timeout=POLL_SECONDS)
+            for task in done:
+                task.result()  # raises what went wrong, without waiting for the other
         loaded = text_side.result()
         client.attach(loaded.validator, loaded.tokenizer)
         loaded.renderer.max_model_len = client.info.max_model_len
-        context.default_params = loaded.default_params
         context.renderer = loaded.renderer
+
+    def _load_text_side(self) -> TextSide:
+        return load_text_side(
+            self._plan.checkpoint,
+            self._plan.model,
+            max_logprobs=self._plan.config.max_logprobs,
+            chat_template=self._plan.chat_template,
+        )
 
     async def _wait_dead(self, client: ZmqEngineClient) -> None:
         """Raises EngineDeadError when the engine process has ended; a stuck one may recover."""

@@ -57,7 +57,7 @@ class ServeArgs:
         "auto", _MODEL, "'dummy' fills random weights", choices=("auto", "dummy")
     )
     served_model_name: tuple[str, ...] = flag(
-        (), _MODEL, "name the API answers to, several allowed; default: MODEL", metavar="NAME"
+        (), _MODEL, "name the API answers to, several allowed; default: its own", metavar="NAME"
     )
     chat_template: str | None = flag(
         None, _MODEL, "Jinja file to use instead of the model's own template", metavar="FILE"

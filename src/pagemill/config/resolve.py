@@ -20,18 +20,25 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def resolve(
-    args: ServeArgs, model: ModelConfig, device: DeviceFacts, *, path: str = "", hash_key: str = ""
+    args: ServeArgs,
+    model: ModelConfig,
+    device: DeviceFacts,
+    *,
+    path: str = "",
+    name: str = "",
+    hash_key: str = "",
 ) -> EngineConfig:
     """The engine's settings for this model on this device.
 
-    `path` is where the model's files are, `args.model` when empty; `hash_key` keys the prefix
-    cache's hashes. Raises ConfigError, naming the flag and what to change.
+    `path` is where the model's files are and `name` what it is called, both `args.model` when
+    empty; `hash_key` keys the prefix cache's hashes. Raises ConfigError, naming the flag and what
+    to change.
     """
     _check(args)
     max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
     return EngineConfig(
         model=path or args.model or "",
-        served_model_names=served_model_names(args, path),
+        served_model_names=args.served_model_name or (name or args.model or "model",),
         device=device.type,
         dtype=_dtype(args.dtype, model.dtype, device),
         max_model_len=_max_model_len(args.max_model_len, model),
@@ -59,13 +66,6 @@ def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
     if config.device == "cpu" and config.dtype == "bfloat16" and not device.bfloat16:
         return ["this CPU has no bfloat16 instructions; float32 is faster"]
     return []
-
-
-def served_model_names(args: ServeArgs, path: str = "") -> tuple[str, ...]:
-    """The names that requests may use; the first is the one that answers carry."""
-    if args.served_model_name:
-        return args.served_model_name
-    return (args.model or Path(path).stem or "model",)
 
 
 def _check(args: ServeArgs) -> None:

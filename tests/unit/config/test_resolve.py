@@ -97,8 +97,9 @@ def test_cache_size_is_bounded_on_a_cpu_only() -> None:
 
 
 def test_names() -> None:
-    assert run(model=MODEL).served_model_names == ("tiny",)
+    assert resolve(ServeArgs(), MODEL, CPU, path="x", name="Tiny").served_model_names == ("Tiny",)
     assert resolve(ServeArgs(model="a/b"), MODEL, CPU).served_model_names == ("a/b",)
+    assert resolve(ServeArgs(model="a/b"), MODEL, CPU).model == "a/b"
     assert run(served_model_name=("x", "y")).served_model_names == ("x", "y")
 
 

@@ -1,4 +1,4 @@
-"""Puts the frontend's parts together from the model's files and the settings."""
+"""From the command line to the settings of the HTTP side."""
 
 from __future__ import annotations
 
