@@ -5,8 +5,6 @@ Every choice that depends on the model or the device is made here and nowhere el
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
