@@ -27,8 +27,6 @@ class PromptHasher:
         self, token_ids: list[int], block_size: int, cache_salt: str | None, lora: str | None
     ) -> bytes:
         """Chained hashes; the same blocks under another salt or adapter hash differently."""
-        if not self._enabled or len(token_ids) < block_size:
-            return b""
         if len(token_ids) < _LONG_PROMPT:
             return self.hash_now(token_ids, block_size, cache_salt, lora)
         return await asyncio.to_thread(self.hash_now, token_ids, block_size, cache_salt, lora)
@@ -41,10 +39,10 @@ class PromptHasher:
         lora: str | None = None,
     ) -> bytes:
         """The same without leaving the thread. Raises InvalidParams for a salt that is no text."""
-        from pagemill.kvcache.hashing import hash_blocks
-
         if not self._enabled:
             return b""
+        from pagemill.kvcache.hashing import hash_blocks
+
         salt = ""
         if cache_salt or lora:
             check_text(cache_salt or "", "cache_salt")
