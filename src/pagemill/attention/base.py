@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,7 +25,11 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """The pages of one layer, [num_blocks, num_kv_heads, block_size, head_dim] each."""
+    """The pages of one layer, [num_blocks, num_kv_heads, block_size, head_dim] each.
+
+    Allocate them as zeros: backends may multiply what lies behind a row's end by zero, and
+    uninitialised memory can hold NaN.
+    """
 
     k: Tensor
     v: Tensor
@@ -49,6 +55,10 @@ class ForwardBatch:
     num_tokens: int
     max_query_len: int
     max_seq_len: int
+    # The host's own copies of query_start (exact) and seq_lens (upper bounds); backends that
+    # need them wait for the device where they are missing.
+    host_query_start: NDArray[np.int32] | None = None
+    host_seq_lens: NDArray[np.int32] | None = None
     kv_cache: list[LayerCache] = field(default_factory=list)
     attention: AttentionBackend | None = None
     plan: Any = None  # the backend's own

@@ -1,10 +1,13 @@
-"""What every layer is built with: no global device, type or kernel choice."""
+"""What every layer is built with, and what it expects of a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from pagemill.ops.base import Ops
 from pagemill.quant.base import QuantMethod
@@ -12,9 +15,34 @@ from pagemill.quant.base import QuantMethod
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """Handed down while a model is built."""
+    """Handed down while a model is built: no global device, type or kernel choice."""
 
     device: torch.device
     dtype: torch.dtype
     ops: Ops
     quant: QuantMethod
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSlot:
+    """The place of one checkpoint tensor in a layer.
+
+    Its checkpoint name is the layer's own path and `kind`; a layer that merges several matrices
+    names each in `part`, which replaces the last component of the path.
+    """
+
+    kind: str  # "weight" | "bias"
+    shape: tuple[int, ...]
+    store: Callable[[Tensor], None]
+    part: str = ""
+
+
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """A layer with tensors of its own."""
+
+    def weight_slots(self) -> Iterator[WeightSlot]: ...
+
+    def finish_loading(self) -> None:
+        """Called once, when every slot is filled."""
+        ...

@@ -22,7 +22,7 @@ class QuantMethod(Protocol):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Give the layer its (empty) parameters."""
+        """Give the layer its (empty) parameters; `bias` is one of them, or None."""
         ...
 
     def load(self, layer: nn.Module, tensor: Tensor, row: int) -> None:
@@ -31,6 +31,14 @@ class QuantMethod(Protocol):
 
     def finish_loading(self, layer: nn.Module) -> None:
         """Pack the weights into the layout that `apply` wants."""
+        ...
+
+    def tie(self, layer: nn.Module, weight: nn.Parameter) -> None:
+        """Multiply by an embedding table [out, in] that is already loaded.
+
+        Takes the place of `create`, `load` and `finish_loading`. Methods that do not change the
+        weights share the table; others make their packed copy.
+        """
         ...
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:

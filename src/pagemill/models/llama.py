@@ -1,0 +1,45 @@
+"""Llama 2 and 3, SmolLM2, Mistral, Qwen2: pre-norm decoders that differ in their numbers only.
+
+Mistral's windows and Qwen2's biases are in the config; Qwen3 adds norms of queries and keys.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.config.model import ModelConfig
+from pagemill.layers.attention import Attention
+from pagemill.layers.base import BuildContext
+from pagemill.layers.mlp import GatedMLP
+from pagemill.layers.norm import RMSNorm
+from pagemill.models.causal_lm import CausalLM
+
+
+class LlamaLayer(nn.Module):
+    """Norm, attention, norm, gated MLP."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        ctx: BuildContext,
+        spec: AttentionSpec,
+        cos_sin: Tensor,
+        *,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(ctx, config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config, ctx, spec, cos_sin, qk_norm=qk_norm)
+        self.post_attention_layernorm = RMSNorm(ctx, config.hidden_size, config.norm_eps)
+        self.mlp = GatedMLP(config, ctx)
+
+    def forward(self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch) -> Tensor:
+        hidden = self.input_layernorm.after_add(hidden, residual)
+        hidden = self.self_attn.forward(hidden, batch)
+        hidden = self.post_attention_layernorm.after_add(hidden, residual)
+        return self.mlp.forward(hidden)
+
+
+def build(config: ModelConfig, ctx: BuildContext) -> CausalLM:
+    return CausalLM(config, ctx, LlamaLayer)

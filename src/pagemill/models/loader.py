@@ -1,0 +1,59 @@
+"""Build a model and fill it with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from pagemill.config.model import ModelConfig
+from pagemill.errors import ModelLoadError
+from pagemill.layers.base import BuildContext
+from pagemill.models.base import Model
+from pagemill.models.registry import build_model
+from pagemill.models.weights import fill_dummy
+
+
+def load_model(
+    config: ModelConfig,
+    ctx: BuildContext,
+    weights: Iterable[tuple[str, Tensor]] | None,
+    *,
+    seed: int = 0,
+) -> Model:
+    """The model on `ctx.device`, ready to run; `weights` None: random ones from `seed`.
+
+    `config.max_position` sizes the rotary tables, so give it the context length that is served.
+    Raises ModelLoadError naming what is wrong with the architecture or the weights, or that the
+    device has too little memory.
+    """
+    if config.quantization:
+        method = config.quantization.get("quant_method", "an unknown method")
+        raise ModelLoadError(
+            f"the checkpoint is quantised with {method}, which is not supported; "
+            "use the model's original weights"
+        )
+    try:
+        return _load(config, ctx, weights, seed)
+    except torch.OutOfMemoryError:
+        raise ModelLoadError(
+            f"the weights do not fit into the memory of {ctx.device}; free some, or take a "
+            "smaller model"
+        ) from None
+
+
+@torch.no_grad()
+def _load(
+    config: ModelConfig,
+    ctx: BuildContext,
+    weights: Iterable[tuple[str, Tensor]] | None,
+    seed: int,
+) -> Model:
+    model = build_model(config, ctx)
+    if weights is None:
+        fill_dummy(model, seed, ctx.dtype, ctx.device)
+        model.finish_loading()
+    else:
+        model.load_weights(weights)
+    return model.eval()

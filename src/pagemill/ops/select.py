@@ -1,0 +1,40 @@
+"""The one place that knows which kernels exist for which device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from pagemill.errors import ConfigError
+from pagemill.ops.base import Ops
+
+ClassTable = Mapping[str, tuple[str, str]]  # name -> module, class
+
+_CLASSES: ClassTable = {
+    "reference": ("pagemill.ops.reference", "ReferenceOps"),
+    "triton": ("pagemill.ops.triton.ops", "TritonOps"),
+    "cpu": ("pagemill.ops.cpu.ops", "CpuOps"),
+}
+
+
+def select_ops(device_type: str, name: str = "default") -> Ops:
+    """The kernels called `name`, or the best ones for the device. Raises ConfigError."""
+    default = default_name(device_type, "reference")
+    ops: Ops = instantiate(_CLASSES, name, "ops", default)
+    return ops
+
+
+def instantiate(classes: ClassTable, name: str, kind: str, default: str) -> Any:
+    """Import and construct what `name` stands for in the table. Raises ConfigError."""
+    name = default if name == "default" else name
+    if name not in classes:
+        raise ConfigError(f"unknown {kind} {name!r}; there are default, {', '.join(classes)}")
+    module, cls = classes[name]
+    return getattr(import_module(module), cls)()
+
+
+def default_name(device_type: str, fallback: str) -> str:
+    """Triton on CUDA where it is installed, otherwise the fallback."""
+    return "triton" if device_type == "cuda" and find_spec("triton") else fallback
