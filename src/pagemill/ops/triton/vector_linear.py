@@ -1,0 +1,236 @@
+"""Linear layers for one token: y = W x at the speed of reading W, with its neighbours fused in.
+
+A program owns tiles of output rows. The first tile of weights is loaded before the kernel waits
+for its input (programmatic dependent launch), so in a chain of layers the memory never idles; later
+tiles are loaded one ahead. Fused in on request: the residual addition and RMSNorm before the
+product (the input's norm is computed by every program, it is in the cache), and the gated
+activation after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pagemill.ops.triton.activation import gelu_tanh, silu
+from pagemill.ops.triton.launch import cdiv, next_power_of_2, num_sms, supports_pdl, wait_for_inputs
+
+MAX_WIDTH = 4096  # longer inputs are taken in pieces of this many elements
+NO_ACTIVATION, SILU, GELU = 0, 1, 2
+ACTIVATIONS = {None: NO_ACTIVATION, "silu": SILU, "gelu_tanh": GELU}
+
+
+@dataclass(frozen=True, slots=True)
+class VectorConfig:
+    """Output rows per tile, warps per program and programs per multiprocessor."""
+
+    block_n: int
+    num_warps: int
+    programs_per_sm: int
+
+
+def vector_config(out_features: int, in_features: int, gated: bool) -> VectorConfig:
+    """Tiles of about 16 KiB of weights, as few as keep every multiprocessor busy."""
+    width = min(next_power_of_2(in_features), MAX_WIDTH)
+    block_n = max(1, 8192 // width)
+    if gated:
+        block_n = max(1, block_n // 2)
+    if out_features <= 2048:
+        block_n = max(1, block_n // 2)
+    return VectorConfig(block_n, 4, 4 if out_features > 16384 else 8)
+
+
+@triton.jit
+def _load_tile(w_ptr, rows, cols, num_rows, K: tl.constexpr):
+    mask = (rows < num_rows)[:, None] & (cols < K)[None, :]
+    at = rows.to(tl.int64)[:, None] * K + cols[None, :]
+    return tl.load(w_ptr + at, mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _normed(x, residual_ptr, residual_out_ptr, weight, cols, eps, K: tl.constexpr, ADD: tl.constexpr):
+    """RMSNorm of x (+ residual); one program stores the sum."""
+    if ADD:
+        x += tl.load(residual_ptr + cols, mask=cols < K, other=0.0).to(tl.float32)
+        rounded = x.to(residual_out_ptr.dtype.element_ty)
+        if tl.program_id(0) == 0:
+            tl.store(residual_out_ptr + cols, rounded, mask=cols < K)
+        x = rounded.to(tl.float32)
+    return x * tl.rsqrt(tl.sum(x * x, axis=0) / K + eps) * weight
+
+
+@triton.jit
+def _short_kernel(
+    x_ptr,
+    residual_ptr,
+    residual_out_ptr,
+    norm_ptr,
+    w_ptr,
+    bias_ptr,
+    out_ptr,
+    num_rows,
+    eps,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr,
+    ADD: tl.constexpr,
+    BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """All of x fits in registers."""
+    cols = tl.arange(0, BLOCK_K)
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    step = tl.num_programs(0) * BLOCK_N
+    up_ptr = w_ptr + num_rows.to(tl.int64) * K
+    tile = _load_tile(w_ptr, rows, cols, num_rows, K)
+    up_tile = tile
+    if ACTIVATION != 0:
+        up_tile = _load_tile(up_ptr, rows, cols, num_rows, K)
+    if NORM:
+        weight = tl.load(norm_ptr + cols, mask=cols < K, other=0.0)
+    wait_for_inputs(PDL)
+    x = tl.load(x_ptr + cols, mask=cols < K, other=0.0).to(tl.float32)
+    if NORM:
+        x = _normed(x, residual_ptr, residual_out_ptr, weight, cols, eps, K, ADD)
+    for _ in range(tl.program_id(0) * BLOCK_N, num_rows, step):
+        ahead = rows + step
+        next_tile = _load_tile(w_ptr, ahead, cols, num_rows, K)
+        next_up = next_tile
+        if ACTIVATION != 0:
+            next_up = _load_tile(up_ptr, ahead, cols, num_rows, K)
+        y = tl.sum(tile.to(tl.float32) * x[None, :], axis=1)
+        if BIAS:
+            y += tl.load(bias_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+        if ACTIVATION != 0:
+            y = gelu_tanh(y) if ACTIVATION == 2 else silu(y)
+            y *= tl.sum(up_tile.to(tl.float32) * x[None, :], axis=1)
+        tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=rows < num_rows)
+        rows = ahead
+        tile = next_tile
+        up_tile = next_up
+
+
+@triton.jit
+def _long_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    out_ptr,
+    num_rows,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """x is taken in pieces; a program owns one tile of output rows."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = tl.arange(0, BLOCK_K)
+    tile = _load_tile(w_ptr, rows, cols, num_rows, K)
+    wait_for_inputs(PDL)
+    sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for first in range(0, K, BLOCK_K):
+        here = first + cols
+        next_tile = _load_tile(w_ptr, rows, here + BLOCK_K, num_rows, K)
+        x = tl.load(x_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+        sums += tile.to(tl.float32) * x[None, :]
+        tile = next_tile
+    y = tl.sum(sums, axis=1)
+    if BIAS:
+        y += tl.load(bias_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=rows < num_rows)
+
+
+def _launch_short(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+    config: VectorConfig | None,
+) -> tuple[Tensor, Tensor | None]:
+    in_features = weight.shape[1]
+    num_rows = weight.shape[0] // 2 if activation else weight.shape[0]
+    config = config or vector_config(num_rows, in_features, activation is not None)
+    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device)
+    new_residual = None if residual is None else torch.empty_like(residual)
+    programs = min(cdiv(num_rows, config.block_n), num_sms(x) * config.programs_per_sm)
+    pdl = supports_pdl(x)
+    _short_kernel[(programs,)](
+        x,
+        residual,
+        new_residual,
+        norm,
+        weight,
+        bias,
+        out,
+        num_rows,
+        eps,
+        K=in_features,
+        BLOCK_N=config.block_n,
+        BLOCK_K=next_power_of_2(in_features),
+        NORM=norm is not None,
+        ADD=residual is not None,
+        BIAS=bias is not None,
+        ACTIVATION=ACTIVATIONS[activation],
+        PDL=pdl,
+        num_warps=config.num_warps,
+        launch_pdl=pdl,
+    )
+    return out, new_residual
+
+
+def vector_linear(
+    x: Tensor,  # [1, in]
+    weight: Tensor,  # [out, in], contiguous
+    bias: Tensor | None = None,  # [out]
+    config: VectorConfig | None = None,
+) -> Tensor:
+    """x @ weight^T + bias -> [1, out], accumulated in float32."""
+    num_rows, in_features = weight.shape
+    if in_features <= MAX_WIDTH:
+        return _launch_short(x, weight, bias, None, None, 0.0, None, config)[0]
+    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device)
+    config = config or vector_config(num_rows, in_features, gated=False)
+    pdl = supports_pdl(x)
+    _long_kernel[(cdiv(num_rows, config.block_n),)](
+        x,
+        weight,
+        bias,
+        out,
+        num_rows,
+        K=in_features,
+        BLOCK_N=config.block_n,
+        BLOCK_K=MAX_WIDTH,
+        BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=config.num_warps,
+        launch_pdl=pdl,
+    )
+    return out
+
+
+def norm_vector_linear(
+    x: Tensor,  # [1, in]
+    residual: Tensor | None,  # [1, in]
+    norm: Tensor,  # [in] float32
+    eps: float,
+    weight: Tensor,  # [out, in], or [2 out, in] with an activation: gate rows, then up rows
+    bias: Tensor | None = None,
+    activation: str | None = None,  # "silu", "gelu_tanh"
+    config: VectorConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x + residual, times weight^T, gated -> [1, out] and the new residual [1, in].
+
+    With no residual, the new residual is x. `in` is at most MAX_WIDTH; nothing is changed in place.
+    """
+    out, new_residual = _launch_short(x, weight, bias, norm, residual, eps, activation, config)
+    return out, x if new_residual is None else new_residual
