@@ -16,7 +16,7 @@ from pagemill.ops.base import HeadShape
 native = pytest.importorskip("pagemill.ops.cpu._native", reason="built without a compiler")
 
 from pagemill.attention.cpu import CpuAttention  # noqa: E402
-from pagemill.ops.cpu.ops import CpuOps  # noqa: E402
+from pagemill.ops.cpu.ops import CpuOps, pack_int8  # noqa: E402
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 types = st.sampled_from([torch.float32, torch.bfloat16])
@@ -228,7 +228,7 @@ def test_attention_ignores_pages_past_the_end() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(1, 8),
+    rows=st.integers(1, 15),
     inputs=st.integers(1, 5000),
     outputs=st.integers(1, 40),
     biased=st.booleans(),
@@ -244,7 +244,8 @@ def test_int8_linear(
     scale = torch.rand(outputs) / 127
     bias = torch.randn(outputs) if biased else None
     out = torch.empty(rows, outputs, dtype=dtype)
-    addresses = [t.data_ptr() if t is not None else 0 for t in (x, weight, scale, bias, out)]
+    packed = pack_int8(weight)
+    addresses = [t.data_ptr() if t is not None else 0 for t in (x, packed, scale, bias, out)]
     native.int8_linear(0 if dtype == torch.float32 else 1, *addresses, rows, inputs, outputs)
     expected = x.double() @ (weight.double() * scale.double()[:, None]).T
     if bias is not None:

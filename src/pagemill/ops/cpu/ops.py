@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from pagemill.ops.base import HeadShape
 from pagemill.ops.cpu import _native
@@ -16,6 +16,7 @@ from pagemill.ops.cpu import _native
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _SILU, _GELU_TANH = 0, 1
 MAX_HEAD_DIM = 256
+_TILE_CHANNELS = 16  # of native/int8_linear.h
 
 
 def type_code(x: Tensor) -> int:
@@ -32,6 +33,34 @@ def address(x: Tensor | None) -> int:
         return 0
     assert x.is_contiguous()
     return x.data_ptr()
+
+
+def pack_int8(weight: Tensor) -> Tensor:
+    """int8 [out, in] -> the layout of `int8_linear`: tiles of 16 channels by pairs of inputs."""
+    out_features, in_features = weight.shape
+    padded = pad(weight, (0, in_features % 2, 0, -out_features % _TILE_CHANNELS))
+    tiles = padded.view(-1, _TILE_CHANNELS, padded.shape[1] // 2, 2)
+    return tiles.permute(0, 2, 1, 3).contiguous()
+
+
+def int8_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """[T, in] times int8 weights from `pack_int8` with float32 scales [out] -> [T, out]."""
+    rows, in_features = x.shape
+    assert packed.shape[1] == (in_features + 1) // 2 and scale.dtype == torch.float32
+    assert bias is None or bias.dtype == torch.float32
+    out = torch.empty(rows, len(scale), dtype=x.dtype)
+    _native.int8_linear(
+        type_code(x),
+        address(x),
+        address(packed),
+        address(scale),
+        address(bias),
+        out.data_ptr(),
+        rows,
+        in_features,
+        len(scale),
+    )
+    return out
 
 
 class CpuOps:

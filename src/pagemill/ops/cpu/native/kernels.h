@@ -54,7 +54,7 @@ struct AttentionArgs {
 
 struct Int8LinearArgs {
   const void* x;        // [rows, in]
-  const int8_t* weight; // [out, in]
+  const int8_t* weight; // packed, see int8_linear.h
   const float* scale;   // [out]
   const float* bias;    // [out] or null
   void* out;            // [rows, out]
