@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from api.fakes import FakeClient, http_client, make_context, overloaded
+from pagemill.api.admission import Admission
 from pagemill.api.app import ENDPOINTS
 from pagemill.api.context import ApiSettings, Limits, allowed_hosts_for
+from pagemill.api.errors import TooManyRequests
 from pagemill.api.middleware import host_name
 
 KEYS = ApiSettings(keys=("sk-one", "sk-two"), admin_keys=("root",))
@@ -162,6 +164,37 @@ def test_limit_of_open_requests_per_key() -> None:
         return statuses
 
     assert sorted(asyncio.run(run())) == [200, 200, 200, 429]
+
+
+def test_rate_of_requests_per_key() -> None:
+    now = [100.0]
+    admission = Admission(lambda: now[0])
+
+    def send(key: str) -> int:
+        try:
+            with admission.admit(key, limit=9, per_minute=2):
+                return 0
+        except TooManyRequests as refused:
+            return refused.retry_after
+
+    assert [send("a"), send("a"), send("a"), send("b")] == [0, 0, 30, 0]
+    now[0] += 30
+    assert [send("a"), send("a")] == [0, 30]
+    now[0] += 1000
+    assert [send("a"), send("a"), send("a")] == [0, 0, 30]
+
+
+def test_refusal_for_rate_says_when_to_come_back() -> None:
+    async def run() -> httpx.Response:
+        settings = ApiSettings(limits=Limits(requests_per_minute=1))
+        async with http_client(make_context(settings=settings)) as http:
+            await http.post("/v1/completions", json=COMPLETION)
+            return await http.post("/v1/completions", json=COMPLETION)
+
+    response = asyncio.run(run())
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) > 50
+    assert response.json()["error"]["type"] == "RateLimitError"
 
 
 def test_draining_refuses_new_requests_and_waits_for_old_ones() -> None:

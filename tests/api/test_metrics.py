@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.fakes import FakeClient, http_client, make_context, metric
+from api.fakes import FakeClient, http_client, make_context, metric, overloaded
 from pagemill.api.context import ServerContext
 from pagemill.engine.messages import EngineStats, EngineStatus
 from pagemill.frontend.outputs import ChoiceUpdate
@@ -87,6 +87,12 @@ def test_counts_follow_a_request() -> None:
         "http_requests_total", {"method": "POST", "handler": "/v1/completions", "status": "200"}
     )
     assert http == 1
+
+
+def test_refusals_for_load_are_counted() -> None:
+    context = make_context(FakeClient(raises=overloaded()))
+    scrape(context)
+    assert metric(context, "vllm:admission_rejections_total", reason="overloaded") == 1
 
 
 def test_raw_paths_are_no_labels() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +10,9 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagemill.api.body import read_body
-from pagemill.api.context import Limits, RequestScope, ServerContext
+from pagemill.api.context import Limits, ServerContext
 from pagemill.api.generation import Generation
+from pagemill.api.intake import Intake, take_in
 from pagemill.api.logprobs import chat_logprobs, prompt_logprobs
 from pagemill.api.messages import check_messages, check_tools, template_kwargs
 from pagemill.api.responses import (
@@ -31,13 +29,12 @@ from pagemill.api.responses import (
 from pagemill.api.sampling import (
     check_logprobs,
     check_num_choices,
-    refuse_unsupported,
     sampling_params,
     truncate,
 )
 from pagemill.api.schema import ChatRequest
 from pagemill.api.sse import event
-from pagemill.api.streaming import answer, chunk_usage, wants_final_usage
+from pagemill.api.streaming import ChunkUsage, answer
 from pagemill.api.tools.base import OutputParser, ParsedDelta
 from pagemill.errors import InvalidParams
 from pagemill.frontend.base import Renderer
@@ -51,27 +48,26 @@ async def create(context: ServerContext, request: Request) -> Response:
 
     Raises RequestError, OverloadedError and EngineDeadError before the first token.
     """
-    body = await read_body(request, _decoder, context.limits.body_timeout)
-    renderer = context.require_ready()
-    model = context.check_model(body.model)
-    scope = RequestScope.of(request)
-    scope.adopt_id(body.request_id)
-    ignored = refuse_unsupported(body) + check_messages(body.messages, context.limits)
+    intake = await take_in(context, request, _decoder)
+    body = intake.body
+    intake.ignored += check_messages(body.messages, context.limits)
     params = sampling_params(
-        body, context, max_tokens=_max_tokens(body), logprobs=_num_logprobs(body, context.limits)
+        body,
+        context,
+        max_tokens=_max_tokens(body),
+        logprobs=_num_logprobs(body, context.limits),
     )
     check_num_choices(1, params.n, context.limits)
     generation = Generation(
         context,
-        scope,
-        [await _render(body, context, renderer)],
+        intake.scope,
+        [await _render(body, context, intake.renderer)],
         params,
         id_prefix="chatcmpl",
         priority=body.priority or 0,
         cache_salt=body.cache_salt,
     )
-    call = _Call(body, context, generation, model)
-    return await answer(request, context, call, stream=bool(body.stream), ignored=ignored)
+    return await answer(request, intake, generation, _Call(intake, generation))
 
 
 def _max_tokens(body: ChatRequest) -> int | None:
@@ -185,57 +181,40 @@ class _Collected:
 class _Call:
     """One request's way from updates to chunks, or to one answer."""
 
-    def __init__(
-        self, body: ChatRequest, context: ServerContext, generation: Generation, model: str
-    ) -> None:
-        self._body = body
-        self._context = context
+    def __init__(self, intake: Intake[ChatRequest], generation: Generation) -> None:
+        self._body = intake.body
+        self._context = intake.context
         self._generation = generation
-        self._model = model
-        self._created = int(context.clock.wall())
-        echo = _echo_of(body)
+        self._model = intake.model
+        self._created = int(intake.context.clock.wall())
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
+        echo = _echo_of(intake.body)
         self._states = [
-            _ChoiceState(context.output_parser(), echo) for _ in range(generation.params.n)
+            _ChoiceState(intake.context.output_parser(), echo) for _ in range(generation.params.n)
         ]
+        self._collected = [_Collected(content=[echo]) for _ in self._states]
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of the stream, those of one step together."""
-        options = self._body.stream_options
-        async with aclosing(self._generation.updates()) as stream:
-            async for updates in stream:
-                usage = chunk_usage(options, self._generation)
-                yield b"".join(self._events_of(update, usage) for update in updates)
-        if wants_final_usage(options):
-            yield event(self._chunk([], self._generation.usage()))
-
-    async def complete(self) -> ChatCompletion:
-        """The whole answer."""
-        collected = [_Collected(content=[state.echo]) for state in self._states]
-        answer = ChatCompletion(
-            id="",
-            created=self._created,
-            model=self._model,
-            choices=[],
-            usage=self._generation.usage(),
-            system_fingerprint=self._context.fingerprint,
-        )
-        async with aclosing(self._generation.updates()) as stream:
-            async for updates in stream:
-                for update in updates:
-                    self._collect(update, collected[update.index], answer)
-        answer.id = self._generation.response_id
-        answer.usage = self._generation.usage()
-        answer.choices = [self._choice(i, parts) for i, parts in enumerate(collected)]
-        if self._body.return_token_ids:
-            answer.prompt_token_ids = self._generation.prompts[0].token_ids
-        return answer
-
-    def _collect(self, update: ChoiceUpdate, parts: _Collected, answer: ChatCompletion) -> None:
-        state = self._states[update.index]
+    def add(self, update: ChoiceUpdate) -> None:
+        state, parts = self._states[update.index], self._collected[update.index]
         parts.add(update, state.parse(update))
         parts.finish_reason = state.finish_reason(update)
         if self._body.prompt_logprobs is not None and update.prompt_logprobs is not None:
-            answer.prompt_logprobs = prompt_logprobs(update.prompt_logprobs)
+            self._prompt_logprobs = update.prompt_logprobs
+
+    def result(self) -> ChatCompletion:
+        whole = ChatCompletion(
+            id=self._generation.response_id,
+            created=self._created,
+            model=self._model,
+            choices=[self._choice(i, parts) for i, parts in enumerate(self._collected)],
+            usage=self._generation.usage(),
+            system_fingerprint=self._context.fingerprint,
+        )
+        if self._body.return_token_ids:
+            whole.prompt_token_ids = self._generation.prompts[0].token_ids
+        if self._prompt_logprobs is not None:
+            whole.prompt_logprobs = prompt_logprobs(self._prompt_logprobs)
+        return whole
 
     def _choice(self, index: int, parts: _Collected) -> ChatChoice:
         return ChatChoice(
@@ -253,9 +232,10 @@ class _Call:
         as_ids = bool(self._body.return_tokens_as_token_ids)
         return chat_logprobs(positions, self._body.top_logprobs or 0, as_ids)
 
-    def _chunk(
-        self, choices: list[ChatChunkChoice], usage: Usage | msgspec.UnsetType | None
-    ) -> ChatChunk:
+    def usage_chunk(self, usage: Usage) -> ChatChunk:
+        return self._chunk([], usage)
+
+    def _chunk(self, choices: list[ChatChunkChoice], usage: ChunkUsage) -> ChatChunk:
         return ChatChunk(
             id=self._generation.response_id,
             created=self._created,
@@ -265,7 +245,7 @@ class _Call:
             system_fingerprint=self._context.fingerprint,
         )
 
-    def _events_of(self, update: ChoiceUpdate, usage: Usage | msgspec.UnsetType | None) -> bytes:
+    def events_of(self, update: ChoiceUpdate, usage: ChunkUsage) -> bytes:
         state = self._states[update.index]
         opening = b""
         if not state.started:
@@ -284,7 +264,7 @@ class _Call:
             choice.token_ids = update.token_ids
         return opening + event(self._chunk([choice], usage))
 
-    def _opening(self, index: int, echo: str, usage: Usage | msgspec.UnsetType | None) -> bytes:
+    def _opening(self, index: int, echo: str, usage: ChunkUsage) -> bytes:
         """The first chunk of a choice: its role, and the echo when there is one."""
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=echo))
         chunk = self._chunk([choice], usage)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,9 +9,9 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagemill.api.body import read_body
-from pagemill.api.context import Limits, RequestScope, ServerContext
+from pagemill.api.context import Limits, ServerContext
 from pagemill.api.generation import Generation
+from pagemill.api.intake import Intake, take_in
 from pagemill.api.logprobs import CompletionLogprobsBuilder, join, prompt_logprobs
 from pagemill.api.responses import (
     Completion,
@@ -24,13 +22,12 @@ from pagemill.api.responses import (
 from pagemill.api.sampling import (
     check_logprobs,
     check_num_choices,
-    refuse_unsupported,
     sampling_params,
     truncate,
 )
 from pagemill.api.schema import CompletionRequest
 from pagemill.api.sse import event
-from pagemill.api.streaming import answer, chunk_usage, wants_final_usage
+from pagemill.api.streaming import ChunkUsage, answer
 from pagemill.errors import InvalidParams
 from pagemill.frontend.base import Renderer
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
@@ -45,20 +42,17 @@ async def create(context: ServerContext, request: Request) -> Response:
 
     Raises RequestError, OverloadedError and EngineDeadError before the first token.
     """
-    body = await read_body(request, _decoder, context.limits.body_timeout)
-    renderer = context.require_ready()
-    model = context.check_model(body.model)
-    scope = RequestScope.of(request)
-    scope.adopt_id(body.request_id)
-    ignored = refuse_unsupported(body)
-    generation, echoes = await _prepare(body, context, renderer, scope)
-    call = _Call(body, context, generation, renderer, model, echoes)
-    return await answer(request, context, call, stream=bool(body.stream), ignored=ignored)
+    intake = await take_in(context, request, _decoder)
+    generation = await _prepare(intake)
+    echoes: list[str] = []
+    if intake.body.echo:
+        echoes = [await _text_of(prompt, intake.renderer) for prompt in generation.prompts]
+    call = _Call(intake, generation, echoes)
+    return await answer(request, intake, generation, call)
 
 
-async def _prepare(
-    body: CompletionRequest, context: ServerContext, renderer: Renderer, scope: RequestScope
-) -> tuple[Generation, list[str]]:
+async def _prepare(intake: Intake[CompletionRequest]) -> Generation:
+    body, context = intake.body, intake.context
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     score_only = max_tokens == 0 and bool(body.echo)
     if max_tokens == 0 and not score_only:
@@ -71,19 +65,16 @@ async def _prepare(
         params.prompt_logprobs = max(body.logprobs, params.prompt_logprobs or 0)
     given = split_prompts(body.prompt, context.limits)
     check_num_choices(len(given), params.n, context.limits)
-    prompts = [await _render(prompt, body, renderer) for prompt in given]
-    echoes = [await _text_of(prompt, renderer) for prompt in prompts] if body.echo else []
-    generation = Generation(
+    return Generation(
         context,
-        scope,
-        prompts,
+        intake.scope,
+        [await _render(prompt, body, intake.renderer) for prompt in given],
         params,
         id_prefix="cmpl",
         priority=body.priority or 0,
         cache_salt=body.cache_salt,
         drop_tokens=score_only,
     )
-    return generation, echoes
 
 
 def split_prompts(
@@ -164,22 +155,17 @@ class _Call:
     """One request's way from updates to chunks, or to one answer."""
 
     def __init__(
-        self,
-        body: CompletionRequest,
-        context: ServerContext,
-        generation: Generation,
-        renderer: Renderer,
-        model: str,
-        echoes: list[str],
+        self, intake: Intake[CompletionRequest], generation: Generation, echoes: list[str]
     ) -> None:
-        self._body = body
-        self._context = context
+        self._body = intake.body
+        self._context = intake.context
         self._generation = generation
-        self._renderer = renderer
-        self._model = model
-        self._created = int(context.clock.wall())
+        self._renderer = intake.renderer
+        self._model = intake.model
+        self._created = int(intake.context.clock.wall())
         num_choices = len(generation.prompts) * generation.params.n
         self._states = [self._new_state(echoes, i) for i in range(num_choices)]
+        self._collected = [_Collected() for _ in self._states]
 
     def _new_state(self, echoes: list[str], index: int) -> _ChoiceState:
         echo = echoes[index // self._generation.params.n] if echoes else ""
@@ -189,31 +175,20 @@ class _Call:
             builder = CompletionLogprobsBuilder(self._body.logprobs, as_ids)
         return _ChoiceState(builder, echo)
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of the stream, those of one step together."""
-        options = self._body.stream_options
-        async with aclosing(self._generation.updates()) as stream:
-            async for updates in stream:
-                usage = chunk_usage(options, self._generation)
-                yield b"".join(
-                    event(self._completion([self._choice(update)], usage)) for update in updates
-                )
-        if wants_final_usage(options):
-            yield event(self._completion([], self._generation.usage()))
+    def events_of(self, update: ChoiceUpdate, usage: ChunkUsage) -> bytes:
+        return event(self._completion([self._choice(update)], usage))
 
-    async def complete(self) -> Completion:
-        """The whole answer."""
-        collected = [_Collected() for _ in self._states]
-        async with aclosing(self._generation.updates()) as stream:
-            async for updates in stream:
-                for update in updates:
-                    collected[update.index].add(self._choice(update))
-        choices = [parts.choice() for parts in collected]
+    def usage_chunk(self, usage: Usage) -> Completion:
+        return self._completion([], usage)
+
+    def add(self, update: ChoiceUpdate) -> None:
+        self._collected[update.index].add(self._choice(update))
+
+    def result(self) -> Completion:
+        choices = [parts.choice() for parts in self._collected]
         return self._completion(choices, self._generation.usage())
 
-    def _completion(
-        self, choices: list[CompletionChoice], usage: Usage | msgspec.UnsetType | None
-    ) -> Completion:
+    def _completion(self, choices: list[CompletionChoice], usage: ChunkUsage) -> Completion:
         return Completion(
             id=self._generation.response_id,
             created=self._created,

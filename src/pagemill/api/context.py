@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ class Limits:
     max_nesting: int = 64
     max_template_kwargs_bytes: int = 16 * 1024
     max_requests_per_key: int = 4096  # open at the same time
+    requests_per_minute: int = 0  # by key; 0: as many as come
     write_timeout: float = 120.0  # a client that reads nothing for so long is dropped
 
 
@@ -89,6 +91,7 @@ class RequestScope:
 
     request_id: str
     route: str = ""
+    generates: bool = False
     key_id: str = "-"
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -126,6 +129,7 @@ class ServerContext:
     clock: Clock = field(default_factory=Clock)
     admission: Admission = field(default_factory=Admission)
     output_parser: Callable[[], OutputParser] = PlainText
+    probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -57,10 +57,14 @@ class RequestTimeout(RequestError):
 
 
 class TooManyRequests(RequestError):
-    """A key has as many requests open as it may."""
+    """A key has as many requests open as it may, or sends them too fast."""
 
     status = 429
     kind = "RateLimitError"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class MisdirectedHost(RequestError):
@@ -115,10 +119,8 @@ def error_response(error: Exception) -> Response:
     """The response for an error, with the headers that its status calls for."""
     body = error_body(error)
     headers: dict[str, str] = {}
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | TooManyRequests):
         headers["retry-after"] = str(error.retry_after)
-    elif body.code == 429:
-        headers["retry-after"] = "1"
     elif body.code == 401:
         headers["www-authenticate"] = "Bearer"
     return _json(body, headers)
@@ -130,9 +132,10 @@ def _json(body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    if isinstance(error, EngineDeadError):
-        logger.error("request failed: %s", error)
-    return error_response(error)
+    response = error_response(error)
+    if response.status_code == 500:
+        logger.error("%s failed: %s", request.scope["path"], error)
+    return response
 
 
 async def _handle_http(request: Request, error: Exception) -> Response:

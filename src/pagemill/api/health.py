@@ -22,7 +22,8 @@ async def health(context: ServerContext, request: Request) -> Response:
     """200 while the engine's loop turns; with `?generate=1` only if it makes a token."""
     state = _state(context)
     if state.status == "ok" and request.query_params.get("generate") in ("1", "true"):
-        state = await _generate_one(context, RequestScope.of(request))
+        async with context.probe_lock:
+            state = await _generate_one(context, RequestScope.of(request))
     return _respond(state)
 
 

@@ -18,12 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pagemill.api.access_log import AccessLog
 from pagemill.api.context import RequestScope, ServerContext, is_safe_request_id
 from pagemill.api.errors import Forbidden, MisdirectedHost, error_response
-from pagemill.errors import BodyTooLarge, InvalidParams, OverloadedError, Unauthorized
+from pagemill.errors import BodyTooLarge, InvalidParams, Unauthorized
 
 logger = logging.getLogger(__name__)
 
 Access = Literal["public", "key", "admin"]
 
+_REJECTIONS = {429: "rate_limit", 503: "overloaded"}
 REQUEST_ID_HEADER = b"x-request-id"
 
 
@@ -60,10 +61,14 @@ class RequestScopeMiddleware:
                 await error_response(error)(scope, receive, send_with_id)
         finally:
             seconds = self._context.clock.monotonic() - started
-            self._context.metrics.observe_http(
-                _known_method(scope), details.route or "other", status, seconds
-            )
+            self._count(scope, details, status, seconds)
             self._log.write(scope, details, status, seconds)
+
+    def _count(self, scope: Scope, details: RequestScope, status: int, seconds: float) -> None:
+        metrics = self._context.metrics
+        metrics.observe_http(_known_method(scope), details.route or "other", status, seconds)
+        if details.generates and status in _REJECTIONS:
+            metrics.observe_rejection(_REJECTIONS[status])
 
 
 def _request_id(scope: Scope) -> str:
@@ -202,16 +207,14 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         details: RequestScope = scope["pagemill"]
-        details.route = self._route
+        details.route, details.generates = self._route, self._generates
         authorization = Headers(scope=scope).get("authorization", "")
         details.key_id = self._keys.check(authorization, self._access)
         if not self._generates:
             await self._app(scope, receive, send)
             return
-        try:
-            limit = self._context.limits.max_requests_per_key
-            with self._context.admission.admit(details.key_id, limit):
-                await self._app(scope, receive, send)
-        except OverloadedError:
-            self._context.metrics.observe_rejection("overloaded")
-            raise
+        limits = self._context.limits
+        with self._context.admission.admit(
+            details.key_id, limits.max_requests_per_key, limits.requests_per_minute
+        ):
+            await self._app(scope, receive, send)

@@ -1,9 +1,10 @@
-"""What the generating endpoints share: whole answer or stream, and the usage in chunks."""
+"""What the generating endpoints share: running a call as a whole answer or as a stream."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from contextlib import aclosing
+from typing import Protocol, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -11,42 +12,57 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagemill.api.connection import run_while_connected
-from pagemill.api.context import ServerContext
 from pagemill.api.generation import Generation
+from pagemill.api.intake import Intake
 from pagemill.api.responses import Usage
-from pagemill.api.schema import StreamOptions
-from pagemill.api.sse import EventStream
+from pagemill.api.schema import ChatRequest, CompletionRequest, StreamOptions
+from pagemill.api.sse import EventStream, event
+from pagemill.frontend.outputs import ChoiceUpdate
 
 IGNORED_HEADER = "x-ignored-parameters"
 
+ChunkUsage: TypeAlias = Usage | UnsetType | None  # a value, no such key, or null
+
 
 class Call(Protocol):
-    """One request, ready to run one way or the other."""
+    """Turns one request's updates into chunks, or collects them into one answer."""
 
-    def events(self) -> AsyncGenerator[bytes, None]:
-        """The server-sent events, without the [DONE] that ends them."""
+    def events_of(self, update: ChoiceUpdate, usage: ChunkUsage) -> bytes:
+        """The events of one update."""
         ...
 
-    async def complete(self) -> msgspec.Struct:
-        """The whole answer."""
+    def usage_chunk(self, usage: Usage) -> msgspec.Struct:
+        """The last chunk of a stream, without choices."""
+        ...
+
+    def add(self, update: ChoiceUpdate) -> None:
+        """Collect an update."""
+        ...
+
+    def result(self) -> msgspec.Struct:
+        """The whole answer, after the last update."""
         ...
 
 
 async def answer(
-    request: Request, context: ServerContext, call: Call, *, stream: bool, ignored: list[str]
+    request: Request,
+    intake: Intake[CompletionRequest] | Intake[ChatRequest],
+    generation: Generation,
+    call: Call,
 ) -> Response:
-    """Run a call and respond; `ignored` names the fields that had no effect, in a header."""
-    headers = {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}
-    if stream:
-        return EventStream(
-            call.events(),
-            clock=context.clock,
-            keep_alive=context.settings.keep_alive_seconds,
-            write_timeout=context.limits.write_timeout,
-            headers=headers,
-        )
-    result = await run_while_connected(call.complete(), request.receive)
-    return json_response(result, headers)
+    """Run a call and respond. The fields that had no effect are named in a header."""
+    context = intake.context
+    headers = {IGNORED_HEADER: ", ".join(intake.ignored)} if intake.ignored else {}
+    if not intake.body.stream:
+        result = await run_while_connected(_complete(generation, call), request.receive)
+        return json_response(result, headers)
+    return EventStream(
+        _events(generation, call, intake.body.stream_options or StreamOptions()),
+        clock=context.clock,
+        keep_alive=context.settings.keep_alive_seconds,
+        write_timeout=context.limits.write_timeout,
+        headers=headers,
+    )
 
 
 def json_response(content: msgspec.Struct, headers: dict[str, str] | None = None) -> Response:
@@ -55,13 +71,27 @@ def json_response(content: msgspec.Struct, headers: dict[str, str] | None = None
     return Response(body, headers=headers, media_type="application/json")
 
 
-def wants_final_usage(options: StreamOptions | None) -> bool:
-    """Whether the stream ends with a chunk that has only usage."""
-    return options is not None and bool(options.include_usage)
+async def _complete(generation: Generation, call: Call) -> msgspec.Struct:
+    async with aclosing(generation.updates()) as stream:
+        async for updates in stream:
+            for update in updates:
+                call.add(update)
+    return call.result()
 
 
-def chunk_usage(options: StreamOptions | None, generation: Generation) -> Usage | UnsetType | None:
-    """The `usage` of a chunk: counts so far, null before the final chunk, or no such key."""
-    if options is None or not options.include_usage:
+async def _events(
+    generation: Generation, call: Call, options: StreamOptions
+) -> AsyncGenerator[bytes, None]:
+    """The events of the stream, those of one step together."""
+    async with aclosing(generation.updates()) as stream:
+        async for updates in stream:
+            usage = _chunk_usage(options, generation)
+            yield b"".join([call.events_of(update, usage) for update in updates])
+    if options.include_usage:
+        yield event(call.usage_chunk(generation.usage()))
+
+
+def _chunk_usage(options: StreamOptions, generation: Generation) -> ChunkUsage:
+    if not options.include_usage:
         return UNSET
     return generation.usage() if options.continuous_usage_stats else None
