@@ -46,7 +46,8 @@ class LLM:
     """A loaded model. Not for several threads at once.
 
     `model` is a folder, a .gguf file, a hub id or a built-in name; without one, the demo model.
-    `options` are further fields of `config.args.ServeArgs`. Raises ModelLoadError or ConfigError.
+    `gpu_memory_utilization` counts on GPUs only, `memory_utilization` everywhere. `options` are
+    further fields of `config.args.ServeArgs`. Raises ModelLoadError or ConfigError.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class LLM:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            memory_utilization=memory_utilization or gpu_memory_utilization,
+            memory_utilization=memory_utilization,
             prefix_cache=enable_prefix_caching,
             **options,
         )
-        checkpoint, model_config, config = _prepare(args)
+        checkpoint, model_config, config = _prepare(args, gpu_memory_utilization)
         config = msgspec.structs.replace(
             config,
             cuda_graphs=config.cuda_graphs and not enforce_eager,
@@ -235,11 +236,15 @@ class LLM:
         return list(given)
 
 
-def _prepare(args: ServeArgs) -> tuple[Checkpoint, ModelConfig, EngineConfig]:
+def _prepare(
+    args: ServeArgs, gpu_memory_utilization: float | None
+) -> tuple[Checkpoint, ModelConfig, EngineConfig]:
     from pagemill.checkpoint.open import open_checkpoint
     from pagemill.checkpoint.source import resolve_model
 
     device = detect(args.device)
+    if device.type == "cuda" and args.memory_utilization is None:
+        args = dataclasses.replace(args, memory_utilization=gpu_memory_utilization)
     source = resolve_model(
         args.model,
         revision=args.revision,

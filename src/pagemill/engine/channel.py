@@ -8,6 +8,7 @@ side may connect before that, and its messages wait.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class EngineChannel:
 
     def wait(self, seconds: float) -> None:
         """Sleep until a message is there, `seconds` at most."""
-        self._requests.poll(max(0, int(seconds * 1000)))
+        self._requests.poll(max(0, math.ceil(seconds * 1000)))
 
     def receive(self, limit: int) -> list[ToEngine]:
         """At most `limit` of the messages that are there; never waits."""

@@ -46,7 +46,7 @@ class EngineProcess:
         config: EngineConfig,
         *,
         num_clients: int = 1,
-        command: Sequence[str] = (sys.executable, "-m", "pagemill.engine.process"),
+        command: Sequence[str] = (sys.executable, "-P", "-m", "pagemill.engine.process"),
     ) -> EngineProcess:
         """Returns at once; the engine reports its progress over the channel."""
         folder = _socket_folder()

@@ -186,6 +186,7 @@ def prepare_process() -> EngineLaunch:
 
 def main() -> int:
     """Run an engine as the launch message on standard input says."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s engine: %(message)s")
     launch = prepare_process()
 
     def build(report: Callable[[str], None]) -> Steppable:

@@ -12,6 +12,8 @@ from pagemill.frontend.outputs import Prompt
 from pagemill.frontend.tokenizer import Tokenizer, check_text
 from pagemill.params import SamplingParams
 
+MAX_BAD_WORD_LENGTH = 256
+
 
 class RequestValidator:
     """Knows the model's vocabulary and limits. `max_logprobs` -1 means no limit."""
@@ -81,6 +83,10 @@ class RequestValidator:
             raise InvalidParams("bad_words need a tokenizer, which was not loaded", "bad_words")
         found: dict[tuple[int, ...], None] = {}
         for word in words:
+            if len(word) > MAX_BAD_WORD_LENGTH:
+                raise InvalidParams(
+                    f"bad_words may have at most {MAX_BAD_WORD_LENGTH} characters", "bad_words"
+                )
             for text in (word, " " + word.lstrip()):
                 assert self._tokenizer is not None
                 token_ids = self._tokenizer.encode(

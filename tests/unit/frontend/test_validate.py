@@ -54,6 +54,7 @@ def test_context_length(
         ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"stop": ["\ud800"]}, "stop"),
         ({"bad_words": ["\udfff"]}, "bad_words"),
+        ({"bad_words": ["a" * 257]}, "bad_words"),
     ],
 )
 def test_refused(params: dict[str, object], param: str) -> None:
