@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from e2e.serving import RunningServer, free_port, serve
@@ -126,10 +127,8 @@ def test_second_ctrl_c_ends_at_once(log_folder: Path) -> None:
 def test_dead_engine_ends_the_server(log_folder: Path) -> None:
     with serve(log_folder) as own:
         own.wait_ready()
-        children = subprocess.run(
-            ["pgrep", "-P", str(own.process.pid)], capture_output=True, text=True, check=True
-        )
-        subprocess.run(["kill", "-9", children.stdout.split()[0]], check=True)
+        (engine,) = psutil.Process(own.process.pid).children()
+        engine.kill()
         assert own.process.wait(10) == 1
         assert "killed" in own.output().splitlines()[-1]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from pagemill.cli.parser import DEFAULT_URL
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import PageMillError
 
@@ -44,12 +45,13 @@ class Console:
             f"context {info.max_model_len:,} tokens, up to {info.max_num_seqs} requests at once"
         )
         print(f"\nPageMill answers at {url} (documentation: {url}/docs). Try:\n", file=self.out)
+        where = "" if url == DEFAULT_URL else f" --url {url}"
         key = " -H 'Authorization: Bearer KEY'" if needs_key else ""
         message = '{"messages": [{"role": "user", "content": "Hello!"}]}'
         print(
             f"  curl {url}/v1/chat/completions{key} \\\n"
             f"    -H 'Content-Type: application/json' -d '{message}'\n"
-            f"  pagemill chat --url {url}{' --api-key KEY' if needs_key else ''}\n",
+            f"  pagemill chat{where}{' --api-key KEY' if needs_key else ''}\n",
             file=self.out,
             flush=True,
         )

@@ -36,13 +36,14 @@ def test_ready_says_what_to_try() -> None:
     text = out.getvalue()
     assert "1,600 tokens" in text
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in text
-    assert "pagemill chat --url http://127.0.0.1:8000" in text
+    assert "pagemill chat\n" in text
     assert "KEY" not in text
 
 
 def test_ready_never_shows_a_key_but_says_one_is_needed() -> None:
     out = io.StringIO()
-    Console(out).ready("http://127.0.0.1:8000", INFO, needs_key=True)
+    Console(out).ready("http://127.0.0.1:9", INFO, needs_key=True)
+    assert "pagemill chat --url http://127.0.0.1:9 --api-key KEY" in out.getvalue()
     assert "Authorization: Bearer KEY" in out.getvalue()
 
 
