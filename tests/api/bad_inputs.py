@@ -106,6 +106,8 @@ SHARED: list[tuple[str, Any, str | None]] = [
     ("structured_outputs", {"regexp": "a"}, "structured_outputs.regexp"),
     ("structured_outputs", {"regex": 5}, "structured_outputs.regex"),
     ("guided_json", {"enum": ["x" * 200_000]}, "guided_json"),
+    ("guided_json", {"minimum": HUGE}, "guided_json"),
+    ("guided_json", {"enum": [[-HUGE]]}, "guided_json"),
     # unknown and misplaced
     ("temprature", 1, "temprature"),
     ("guided_jsn", {}, "guided_jsn"),
@@ -193,6 +195,8 @@ CHAT: list[tuple[Any, str | None]] = [
         {"messages": USER, "chat_template_kwargs": {"messages": []}},
         "chat_template_kwargs.messages",
     ),
+    ({"messages": USER, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs.self"),
+    ({"messages": USER, "chat_template_kwargs": {"a": HUGE}}, "chat_template_kwargs"),
     ({"messages": USER, "chat_template_kwargs": {"a": "x" * 20_000}}, "chat_template_kwargs"),
     ({"messages": USER, "chat_template_kwargs": []}, "chat_template_kwargs"),
     ({"messages": USER, "reasoning_effort": "x" * 99}, "reasoning_effort"),

@@ -84,14 +84,14 @@ class Admission:
     def track(self, response_id: str, num_prompts: int) -> Iterator[tuple[str, list[str]]]:
         """Reserve a response id and the engine's ids below it, one for each prompt.
 
-        An id that is in use already (clients choose their request ids) gets a random ending, so
-        the engine never sees one id twice.
+        The engine never sees one id twice, although clients choose their request ids: one that is
+        in use already gets a random ending, and no client's id can have the slash.
         """
         if response_id in self._engine_ids:
             response_id = f"{response_id}-{secrets.token_hex(4)}"
         ids = [response_id]
         if num_prompts > 1:
-            ids = [f"{response_id}-{i}" for i in range(num_prompts)]
+            ids = [f"{response_id}/{i}" for i in range(num_prompts)]
         self._engine_ids[response_id] = ids
         try:
             yield response_id, ids

@@ -65,8 +65,15 @@ def check_nesting(value: Any, limit: int, param: str) -> None:
 
 
 def check_size(value: Any, limit: int, param: str) -> None:
-    """Refuse values whose JSON takes more than `limit` bytes. Raises InvalidParams."""
-    if len(msgspec.json.encode(value)) > limit:
+    """Refuse values that take more than `limit` bytes. Raises InvalidParams.
+
+    Also those with whole numbers beyond 64 bits, which cannot travel to the engine.
+    """
+    try:
+        size = len(msgspec.msgpack.encode(value))
+    except OverflowError:
+        raise InvalidParams(f"{param} has a number beyond 64 bits", param=param) from None
+    if size > limit:
         raise InvalidParams(f"{param} is larger than {limit} bytes", param=param)
 
 

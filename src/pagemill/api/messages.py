@@ -16,7 +16,14 @@ _MESSAGE_MEMBERS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
 )
 _RESERVED_KWARGS = frozenset(
-    {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
+    {
+        "self",
+        "messages",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+    }
 )
 
 
