@@ -11,6 +11,7 @@ from kernels.triton_harness import DEVICES, HALF_TYPES, TOLERANCE, assert_near
 from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
 from pagemill.attention.triton import TritonAttention, choose_splits
 from pagemill.ops.base import HeadShape
+from pagemill.ops.triton.counters import Counters
 from pagemill.ops.triton.packed_attention import PackedConfig, packed_attention
 from pagemill.ops.triton.rope import qk_norm_rope_cache
 from pagemill.ops.triton.split_attention import RopeInput, SplitPlan, split_attention
@@ -72,7 +73,9 @@ def reference(spec: AttentionSpec, q: torch.Tensor, batch: ForwardBatch) -> torc
         begin, end = batch.query_start[row].item(), batch.query_start[row + 1].item()
         seq_len = batch.seq_lens[row].item()
         pages = batch.block_table[row].long()
-        k, v = (t[pages].transpose(1, 2).flatten(0, 1)[:seq_len].double() for t in (cache.k, cache.v))
+        k, v = (
+            t[pages].transpose(1, 2).flatten(0, 1)[:seq_len].double() for t in (cache.k, cache.v)
+        )
         group = spec.num_heads // spec.num_kv_heads
         k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))  # [S, H, D]
         scores = torch.einsum("qhd,khd->hqk", q[begin:end].double(), k) * spec.scale
@@ -88,11 +91,13 @@ def reference(spec: AttentionSpec, q: torch.Tensor, batch: ForwardBatch) -> torc
     return torch.cat(outputs)
 
 
-def spec_of(heads: int = 4, kv: int = 2, dim: int = 64, window: int = 0, cap: float = 0.0) -> AttentionSpec:
+def spec_of(
+    heads: int = 4, kv: int = 2, dim: int = 64, window: int = 0, cap: float = 0.0
+) -> AttentionSpec:
     return AttentionSpec(0, heads, kv, dim, dim**-0.5, window, cap)
 
 
-def counters(device: str) -> torch.Tensor:
+def zeros(device: str) -> torch.Tensor:
     return torch.zeros(256, dtype=torch.int32, device=device)
 
 
@@ -110,7 +115,7 @@ SPECS = [
 @pytest.mark.parametrize("splits", [1, 4])
 def test_split_attention_of_decode_rows(device: str, spec: AttentionSpec, splits: int) -> None:
     q, batch = make_batch(spec, [(1, 1), (1, 70), (1, 16), (1, 133)], device)
-    used = counters(device)
+    used = zeros(device)
     out = split_attention(spec, q, batch, batch.kv_cache[0], used, SplitPlan(splits, 16, 16), 1)
     assert_near(out, reference(spec, q, batch), 1e-4)
     assert not used.any()  # ready for the next layer
@@ -121,7 +126,7 @@ def test_split_attention_of_decode_rows(device: str, spec: AttentionSpec, splits
 def test_split_attention_of_rows_with_drafts(device: str, spec: AttentionSpec) -> None:
     q, batch = make_batch(spec, [(3, 3), (2, 70), (1, 40), (3, 91)], device)
     plan = SplitPlan(4, 16, 16)
-    out = split_attention(spec, q, batch, batch.kv_cache[0], counters(device), plan, 3)
+    out = split_attention(spec, q, batch, batch.kv_cache[0], zeros(device), plan, 3)
     assert_near(out, reference(spec, q, batch), 1e-4)
 
 
@@ -145,7 +150,7 @@ def test_packed_attention_with_the_default_tiles(device: str, dtype: torch.dtype
 @pytest.mark.parametrize("device", DEVICES)
 def test_backend_on_random_steps(device: str) -> None:
     chance = random.Random(1)
-    backend = TritonAttention(device)
+    backend = TritonAttention()
     for _ in range(6):
         spec = chance.choice(SPECS[:4])
         longest = chance.choice([1, 4, 40])
@@ -159,12 +164,12 @@ def test_backend_on_random_steps(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_backend_grows_its_counters(device: str) -> None:
-    backend = TritonAttention(device)
-    backend._counters = torch.zeros(1, dtype=torch.int32, device=device)
-    spec = spec_of()
-    q, batch = make_batch(spec, [(1, 200), (1, 5), (1, 90)], device)
-    assert_near(backend.run(spec, q, batch), reference(spec, q, batch), 1e-4)
+def test_counters_grow(device: str) -> None:
+    counters = Counters()
+    few, many = counters.get(torch.device(device), 8), counters.get(torch.device(device), 100_000)
+    assert few.numel() < 100_000 <= many.numel()
+    assert not many.any()
+    assert counters.get(torch.device(device), 8) is many
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -172,7 +177,7 @@ def test_padded_rows_give_zeros(device: str) -> None:
     spec = spec_of()
     q, batch = make_batch(spec, [(1, 30), (1, 1)], device)
     batch.seq_lens[1] = 0
-    out = TritonAttention(device).run(spec, q, batch)
+    out = TritonAttention().run(spec, q, batch)
     assert not out[1].any()
 
 
@@ -180,7 +185,7 @@ def test_padded_rows_give_zeros(device: str) -> None:
 def test_fp8_cache(device: str) -> None:
     spec = spec_of(4, 2, 64)
     q, batch = make_batch(spec, [(1, 60), (1, 17)], device, HALF_TYPES[0], torch.float8_e4m3fn)
-    out = TritonAttention(device).run(spec, q, batch)
+    out = TritonAttention().run(spec, q, batch)
     assert_near(out, reference(spec, q, batch), 2e-2)
 
 
@@ -196,12 +201,11 @@ def test_attention_with_rope_equals_the_two_steps(
     cos_sin = torch.randn(80, spec.head_dim, device=device)
     weights = [torch.rand(spec.head_dim, device=device) + 0.5 for _ in "qk"]
     q_norm, k_norm = weights if normed else (None, None)
-    backend = TritonAttention(device)
+    backend = TritonAttention()
     cache = batch.kv_cache[0]
     fused_cache = LayerCache(cache.k.clone(), cache.v.clone())
-    q = qk_norm_rope_cache(
-        qkv, batch.positions, batch.slot_mapping, cos_sin, shape, cache.k, cache.v, q_norm, k_norm, 1e-6
-    )  # fmt: skip
+    slots, caches, norms = batch.slot_mapping, (cache.k, cache.v), (q_norm, k_norm)
+    q = qk_norm_rope_cache(qkv, batch.positions, slots, cos_sin, shape, *caches, *norms, 1e-6)
     expected = backend.run(spec, q, batch)
     batch.kv_cache = [fused_cache]
     actual = backend.run_with_rope(spec, qkv, batch, RopeInput(cos_sin, q_norm, k_norm, 1e-6))

@@ -32,7 +32,9 @@ def test_rms_norm(device: str, dtype: torch.dtype, rows: int, width: int) -> Non
 def test_rms_norm_of_rows_inside_a_wider_tensor(device: str) -> None:
     wide = torch.randn(4, 200, device=device)
     weight = torch.rand(96, device=device)
-    assert_near(norm.rms_norm(wide[:, 8:104], weight, 1e-5), _rms(wide[:, 8:104], weight, 1e-5), 1e-6)
+    assert_near(
+        norm.rms_norm(wide[:, 8:104], weight, 1e-5), _rms(wide[:, 8:104], weight, 1e-5), 1e-6
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -63,14 +63,14 @@ def test_zero_temperature_is_greedy_beside_sampled_rows(device: str) -> None:
 
 
 FILTERS = [
-    dict(temperature=1.0),
-    dict(temperature=0.3),
-    dict(temperature=1.5, top_k=1),
-    dict(temperature=1.0, top_k=37),
-    dict(temperature=0.8, top_p=0.9),
-    dict(temperature=1.0, top_p=0.05),
-    dict(temperature=1.0, min_p=0.2),
-    dict(temperature=0.9, top_k=100, top_p=0.7, min_p=0.01),
+    {"temperature": 1.0},
+    {"temperature": 0.3},
+    {"temperature": 1.5, "top_k": 1},
+    {"temperature": 1.0, "top_k": 37},
+    {"temperature": 0.8, "top_p": 0.9},
+    {"temperature": 1.0, "top_p": 0.05},
+    {"temperature": 1.0, "min_p": 0.2},
+    {"temperature": 0.9, "top_k": 100, "top_p": 0.7, "min_p": 0.01},
 ]
 
 
@@ -80,11 +80,11 @@ def test_uniform_numbers_pick_by_inverse_transform(device: str, filters: dict) -
     torch.manual_seed(3)
     width = 5000
     logits = 2 * torch.randn(1, width, device=device)
-    uniform = torch.arange(24) / 24 + 0.01
+    uniform = torch.arange(12) / 12 + 0.01
     expected = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
     probs = kept_probs(logits[0], **expected)
     rows = rows_of(device, uniform, **filters)
-    tokens = sample(logits.expand(24, width), rows, truncate=len(filters) > 1).cpu()
+    tokens = sample(logits.expand(12, width), rows, truncate=len(filters) > 1).cpu()
     running = probs.cumsum(0)
     assert (probs[tokens] > 0).all()
     # The token's own step of the running sum holds the uniform number, up to float32's rounding.
@@ -94,10 +94,10 @@ def test_uniform_numbers_pick_by_inverse_transform(device: str, filters: dict) -
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_ties_at_the_threshold_are_all_kept(device: str) -> None:
-    logits = torch.zeros(16, 64, device=device)
+    logits = torch.zeros(4, 64, device=device)
     logits[:, 10] = 1.0
-    rows = rows_of(device, (torch.arange(16) + 0.5) / 16, top_k=2)
-    assert len(set(sample(logits, rows, truncate=True).tolist())) > 8
+    rows = rows_of(device, (torch.arange(4) + 0.5) / 4, top_k=2)
+    assert len(set(sample(logits, rows, truncate=True).tolist())) == 4
 
 
 @pytest.mark.parametrize("device", DEVICES)

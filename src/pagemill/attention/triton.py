@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.ops.triton.counters import Counters
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, num_sms
 from pagemill.ops.triton.packed_attention import packed_attention
 from pagemill.ops.triton.split_attention import (
@@ -22,15 +20,6 @@ MAX_SPLITS = 64
 FULL_DEVICE_SPLITS = 4  # even then: one long row must not hold up a step of short ones
 MIN_CHUNK = 64
 FULL_DEVICE_MIN_CHUNK = 512
-COUNTERS = 65_536  # rows times kv heads of a step
-
-
-@dataclass(frozen=True, slots=True)
-class TritonPlan:
-    """The host's choices for a step; they depend on nothing that the device computes."""
-
-    num_rows: int
-    max_query_len: int
 
 
 def choose_splits(pairs: int, sms: int) -> SplitPlan:
@@ -42,7 +31,7 @@ def choose_splits(pairs: int, sms: int) -> SplitPlan:
 
 
 class TritonAttention:
-    """`AttentionBackend` on CUDA. Plans are host-side only, so a CUDA graph can hold `run`.
+    """`AttentionBackend` on CUDA. Launches follow from host-side bounds: CUDA graphs can hold them.
 
     A step whose rows all have few query tokens (decode, with or without drafts) is one launch. In
     a mixed step, rows with one query token go to the split kernel and the others to the packed one.
@@ -50,12 +39,11 @@ class TritonAttention:
 
     name = "triton"
 
-    def __init__(self, device: torch.device | str) -> None:
-        self._counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+    def __init__(self) -> None:
+        self._counters = Counters()
 
-    def plan(self, batch: ForwardBatch) -> TritonPlan:
-        """Note the step's bounds; grows the counters if a step was never so wide."""
-        return TritonPlan(num_rows=batch.num_seqs, max_query_len=batch.max_query_len)
+    def plan(self, batch: ForwardBatch) -> None:
+        """Nothing to prepare: launches follow from the bounds that the batch carries."""
 
     def run(self, spec: AttentionSpec, q: Tensor, batch: ForwardBatch) -> Tensor:
         """Causal attention of q [T, num_heads, D] over each row's pages -> [T, num_heads * D]."""
@@ -89,10 +77,5 @@ class TritonAttention:
         cache = batch.kv_cache[spec.layer_index]
         pairs = batch.num_seqs * spec.num_kv_heads
         plan = choose_splits(pairs, num_sms(q))
-        counters = self._counters_for(pairs)
+        counters = self._counters.get(q.device, pairs)
         return split_attention(spec, q, batch, cache, counters, plan, query_len, rope, out)
-
-    def _counters_for(self, pairs: int) -> Tensor:
-        if pairs > self._counters.numel():
-            self._counters = self._counters.new_zeros(next_power_of_2(pairs))
-        return self._counters

@@ -1,5 +1,7 @@
 """Gated activations and the tanh soft cap, one pass over their input."""
 
+# ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 import torch

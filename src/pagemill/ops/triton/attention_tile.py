@@ -3,6 +3,8 @@
 Softmax is kept online (Milakov and Gimelshein, 2018) in base 2, as in FlashAttention-2 (Dao, 2023).
 """
 
+# ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 import triton

@@ -6,6 +6,8 @@ drains. The rule all kernels here keep: nothing that an earlier kernel wrote is 
 at all is written, before `wait_for_inputs`; only weights may be loaded before it.
 """
 
+# ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 import functools

@@ -1,5 +1,7 @@
 """RMSNorm (Zhang and Sennrich, 2019) over rows, with and without the residual addition."""
 
+# ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 import torch

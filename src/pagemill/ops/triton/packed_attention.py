@@ -6,6 +6,8 @@ to the last row i with `query_start[i] // BLOCK_Q + i <= b`, found by bisection,
 bound `num_tokens // BLOCK_Q + num_seqs` that the host knows.
 """
 
+# ruff: noqa: N803, N806 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """QK-norm, rotary embedding (Su et al., 2021; neox halves) and the KV-cache write, in one pass."""
 
+# ruff: noqa: N803, N806 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 import torch

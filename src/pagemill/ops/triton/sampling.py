@@ -7,6 +7,8 @@ probability, in vocabulary order, passes the row's uniform number (inverse trans
 row's result depends on that row alone.
 """
 
+# ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 from dataclasses import dataclass

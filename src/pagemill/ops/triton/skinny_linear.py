@@ -5,6 +5,8 @@ wastes little. Narrow layers are split over the input as well; the program of a 
 last adds the pieces in a fixed order, so results do not depend on timing.
 """
 
+# ruff: noqa: N803, N806 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 from dataclasses import dataclass

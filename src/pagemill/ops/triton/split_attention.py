@@ -7,6 +7,8 @@ second launch. Chunks are divided on the device from the row's true length; the 
 on host-side bounds, so a CUDA graph can hold it.
 """
 
+# ruff: noqa: N803, N806 - compile-time constants are in capitals, as is usual in Triton
+
 from __future__ import annotations
 
 from dataclasses import dataclass

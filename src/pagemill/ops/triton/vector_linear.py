@@ -2,10 +2,11 @@
 
 A program owns tiles of output rows. The first tile of weights is loaded before the kernel waits
 for its input (programmatic dependent launch), so in a chain of layers the memory never idles; later
-tiles are loaded one ahead. Fused in on request: the residual addition and RMSNorm before the
-product (the input's norm is computed by every program, it is in the cache), and the gated
-activation after it.
+tiles are loaded one ahead. Fused in on request: the input's RMSNorm, which every program computes
+for itself, the gated activation, and the addition to the residual stream.
 """
+
+# ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -52,22 +53,19 @@ def _load_tile(w_ptr, rows, cols, num_rows, K: tl.constexpr):
 
 
 @triton.jit
-def _normed(x, residual_ptr, residual_out_ptr, weight, cols, eps, K: tl.constexpr, ADD: tl.constexpr):
-    """RMSNorm of x (+ residual); one program stores the sum."""
+def _store_rows(y, out_ptr, bias_ptr, rows, num_rows, BIAS: tl.constexpr, ADD: tl.constexpr):
+    """Store y [BLOCK_N], plus the bias, plus what `out` holds."""
+    mask = rows < num_rows
+    if BIAS:
+        y += tl.load(bias_ptr + rows, mask=mask, other=0.0).to(tl.float32)
     if ADD:
-        x += tl.load(residual_ptr + cols, mask=cols < K, other=0.0).to(tl.float32)
-        rounded = x.to(residual_out_ptr.dtype.element_ty)
-        if tl.program_id(0) == 0:
-            tl.store(residual_out_ptr + cols, rounded, mask=cols < K)
-        x = rounded.to(tl.float32)
-    return x * tl.rsqrt(tl.sum(x * x, axis=0) / K + eps) * weight
+        y += tl.load(out_ptr + rows, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _short_kernel(
     x_ptr,
-    residual_ptr,
-    residual_out_ptr,
     norm_ptr,
     w_ptr,
     bias_ptr,
@@ -97,7 +95,7 @@ def _short_kernel(
     wait_for_inputs(PDL)
     x = tl.load(x_ptr + cols, mask=cols < K, other=0.0).to(tl.float32)
     if NORM:
-        x = _normed(x, residual_ptr, residual_out_ptr, weight, cols, eps, K, ADD)
+        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / K + eps) * weight
     for _ in range(tl.program_id(0) * BLOCK_N, num_rows, step):
         ahead = rows + step
         next_tile = _load_tile(w_ptr, ahead, cols, num_rows, K)
@@ -105,12 +103,10 @@ def _short_kernel(
         if ACTIVATION != 0:
             next_up = _load_tile(up_ptr, ahead, cols, num_rows, K)
         y = tl.sum(tile.to(tl.float32) * x[None, :], axis=1)
-        if BIAS:
-            y += tl.load(bias_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
         if ACTIVATION != 0:
             y = gelu_tanh(y) if ACTIVATION == 2 else silu(y)
             y *= tl.sum(up_tile.to(tl.float32) * x[None, :], axis=1)
-        tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=rows < num_rows)
+        _store_rows(y, out_ptr, bias_ptr, rows, num_rows, BIAS, ADD)
         rows = ahead
         tile = next_tile
         up_tile = next_up
@@ -127,6 +123,7 @@ def _long_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BIAS: tl.constexpr,
+    ADD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """x is taken in pieces; a program owns one tile of output rows."""
@@ -141,33 +138,25 @@ def _long_kernel(
         x = tl.load(x_ptr + here, mask=here < K, other=0.0).to(tl.float32)
         sums += tile.to(tl.float32) * x[None, :]
         tile = next_tile
-    y = tl.sum(sums, axis=1)
-    if BIAS:
-        y += tl.load(bias_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
-    tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=rows < num_rows)
+    _store_rows(tl.sum(sums, axis=1), out_ptr, bias_ptr, rows, num_rows, BIAS, ADD)
 
 
 def _launch_short(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    norm: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str | None,
-    config: VectorConfig | None,
-) -> tuple[Tensor, Tensor | None]:
-    in_features = weight.shape[1]
-    num_rows = weight.shape[0] // 2 if activation else weight.shape[0]
-    config = config or vector_config(num_rows, in_features, activation is not None)
-    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device)
-    new_residual = None if residual is None else torch.empty_like(residual)
+    out: Tensor,
+    add: bool,
+    config: VectorConfig,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    activation: str | None = None,
+) -> None:
+    in_features, num_rows = weight.shape[1], out.shape[1]
     programs = min(cdiv(num_rows, config.block_n), num_sms(x) * config.programs_per_sm)
     pdl = supports_pdl(x)
     _short_kernel[(programs,)](
         x,
-        residual,
-        new_residual,
         norm,
         weight,
         bias,
@@ -178,28 +167,19 @@ def _launch_short(
         BLOCK_N=config.block_n,
         BLOCK_K=next_power_of_2(in_features),
         NORM=norm is not None,
-        ADD=residual is not None,
+        ADD=add,
         BIAS=bias is not None,
         ACTIVATION=ACTIVATIONS[activation],
         PDL=pdl,
         num_warps=config.num_warps,
         launch_pdl=pdl,
     )
-    return out, new_residual
 
 
-def vector_linear(
-    x: Tensor,  # [1, in]
-    weight: Tensor,  # [out, in], contiguous
-    bias: Tensor | None = None,  # [out]
-    config: VectorConfig | None = None,
-) -> Tensor:
-    """x @ weight^T + bias -> [1, out], accumulated in float32."""
+def _launch_long(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool, config: VectorConfig
+) -> None:
     num_rows, in_features = weight.shape
-    if in_features <= MAX_WIDTH:
-        return _launch_short(x, weight, bias, None, None, 0.0, None, config)[0]
-    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device)
-    config = config or vector_config(num_rows, in_features, gated=False)
     pdl = supports_pdl(x)
     _long_kernel[(cdiv(num_rows, config.block_n),)](
         x,
@@ -211,26 +191,47 @@ def vector_linear(
         BLOCK_N=config.block_n,
         BLOCK_K=MAX_WIDTH,
         BIAS=bias is not None,
+        ADD=add,
         PDL=pdl,
         num_warps=config.num_warps,
         launch_pdl=pdl,
     )
+
+
+def vector_linear(
+    x: Tensor,  # [1, in]
+    weight: Tensor,  # [out, in], contiguous
+    bias: Tensor | None = None,  # [out]
+    add_to: Tensor | None = None,  # [1, out]
+    config: VectorConfig | None = None,
+) -> Tensor:
+    """x @ weight^T + bias -> [1, out], in float32 until it is stored.
+
+    With `add_to`, that is changed in place (`add_to += ...`) and returned.
+    """
+    num_rows, in_features = weight.shape
+    add = add_to is not None
+    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device) if add_to is None else add_to
+    config = config or vector_config(num_rows, in_features, gated=False)
+    launch = _launch_short if in_features <= MAX_WIDTH else _launch_long
+    launch(x, weight, bias, out, add, config)
     return out
 
 
 def norm_vector_linear(
-    x: Tensor,  # [1, in]
-    residual: Tensor | None,  # [1, in]
+    x: Tensor,  # [1, in], in <= MAX_WIDTH
     norm: Tensor,  # [in] float32
     eps: float,
     weight: Tensor,  # [out, in], or [2 out, in] with an activation: gate rows, then up rows
-    bias: Tensor | None = None,
+    bias: Tensor | None = None,  # [out]; not with an activation
     activation: str | None = None,  # "silu", "gelu_tanh"
     config: VectorConfig | None = None,
-) -> tuple[Tensor, Tensor]:
-    """RMSNorm of x + residual, times weight^T, gated -> [1, out] and the new residual [1, in].
-
-    With no residual, the new residual is x. `in` is at most MAX_WIDTH; nothing is changed in place.
-    """
-    out, new_residual = _launch_short(x, weight, bias, norm, residual, eps, activation, config)
-    return out, x if new_residual is None else new_residual
+) -> Tensor:
+    """RMSNorm of x, times weight^T, and with an activation act(gate) * up -> [1, out]."""
+    assert bias is None or activation is None
+    gated = activation is not None
+    num_rows = weight.shape[0] // 2 if gated else weight.shape[0]
+    config = config or vector_config(num_rows, weight.shape[1], gated)
+    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device)
+    _launch_short(x, weight, bias, out, False, config, norm, eps, activation)
+    return out

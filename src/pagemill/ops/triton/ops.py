@@ -1,0 +1,93 @@
+"""`Ops` and `FusedOps` by Triton kernels; matrix products of many tokens go to cuBLAS."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from pagemill.ops.base import HeadShape
+from pagemill.ops.triton import activation, norm, rope, sampling
+from pagemill.ops.triton.counters import Counters
+from pagemill.ops.triton.sampling import SamplingRows
+from pagemill.ops.triton.skinny_linear import MAX_TOKENS, skinny_linear
+from pagemill.ops.triton.vector_linear import MAX_WIDTH, norm_vector_linear, vector_linear
+
+# Above this cuBLAS streams the weights of 2 to 16 tokens at the device's bandwidth.
+SKINNY_MAX_ELEMENTS = 16 * 1024 * 1024
+
+
+class TritonOps:
+    """Implements `Ops`, `FusedOps`, and sampling."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        self._counters = Counters()
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norm.rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norm.add_rms_norm(x, residual, weight, eps)
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        return activation.silu_mul(x)
+
+    def gelu_tanh_mul(self, x: Tensor) -> Tensor:
+        return activation.gelu_tanh_mul(x)
+
+    def soft_cap(self, x: Tensor, cap: float) -> Tensor:
+        return activation.soft_cap(x, cap)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[T, in] @ [out, in]^T -> [T, out]; own kernels where they beat cuBLAS."""
+        num_tokens = x.shape[0] if x.dim() == 2 else 0
+        if not 1 <= num_tokens <= MAX_TOKENS or x.stride(-1) != 1 or not weight.is_contiguous():
+            return F.linear(x, weight, bias)
+        if num_tokens == 1:
+            return vector_linear(x, weight, bias)
+        if weight.numel() > SKINNY_MAX_ELEMENTS:
+            return F.linear(x, weight, bias)
+        counters = self._counters.get(x.device, weight.shape[0])
+        return skinny_linear(x, weight, bias, counters)
+
+    def qk_norm_rope_cache(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        cos_sin: Tensor,
+        shape: HeadShape,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        return rope.qk_norm_rope_cache(
+            qkv, positions, slot_mapping, cos_sin, shape, k_cache, v_cache, q_norm, k_norm, eps
+        )
+
+    def fuses(self, num_tokens: int, in_features: int) -> bool:
+        return num_tokens == 1 and in_features <= MAX_WIDTH
+
+    def norm_linear(
+        self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        return norm_vector_linear(x, norm, eps, weight, bias)
+
+    def norm_gate_up(
+        self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, activation: str
+    ) -> Tensor:
+        return norm_vector_linear(x, norm, eps, weight, activation=activation)
+
+    def linear_add(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> None:
+        vector_linear(x, weight, bias, add_to=residual)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The first greatest entry of each row of logits [n, V] -> [n] int64."""
+        return sampling.argmax(logits)
+
+    def sample(self, logits: Tensor, rows: SamplingRows, truncate: bool) -> Tensor:
+        """One token per row of logits [n, V] -> [n] int64; see `sampling.sample`."""
+        return sampling.sample(logits, rows, truncate)
