@@ -101,6 +101,12 @@ SHARED: list[tuple[str, Any, str | None]] = [
     ("response_format", {"type": "text", "x": 1}, "response_format.x"),
     ("response_format", {"type": "json_schema"}, "response_format.json_schema"),
     ("response_format", {"type": "json_schema", "json_schema": {}}, "response_format.json_schema"),
+    (
+        "response_format",
+        {"type": "text", "json_schema": {"schema": {}}},
+        "response_format.json_schema",
+    ),
+    ("response_format", {"type": "json_object", "triggers": []}, "response_format.triggers"),
     ("structured_outputs", {}, "structured_outputs"),
     ("structured_outputs", {"regex": "a", "choice": ["b"]}, "structured_outputs"),
     ("structured_outputs", {"regexp": "a"}, "structured_outputs.regexp"),

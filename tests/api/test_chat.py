@@ -191,7 +191,24 @@ def test_fields_without_effect_are_named_in_a_header() -> None:
             response = await http.post("/v1/chat/completions", json=body)
         return response.headers["x-ignored-parameters"]
 
-    assert asyncio.run(ignored()) == "user, store, messages[0].cache_control"
+    assert asyncio.run(ignored()) == "user, store, messages[].cache_control"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_clients_own_names_cannot_forge_headers(stream: bool) -> None:
+    async def run() -> str:
+        async with http_client(make_context()) as http:
+            members = {f"m{i}": 1 for i in range(100)} | {"a\r\nset-cookie: x": 1, "é☃": 1}
+            messages = [{"role": "user", "content": "hi", **members}]
+            body = {"messages": messages, "stream": stream}
+            response = await http.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200
+        assert "set-cookie" not in response.headers
+        return response.headers["x-ignored-parameters"]
+
+    header = asyncio.run(run())
+    assert "messages[].a??set-cookie??x" in header
+    assert len(header) < 1000
 
 
 class UpperCaseCalls:

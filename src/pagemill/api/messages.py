@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from pagemill.api.errors import describe_validation_error
 from pagemill.api.schema import ChatRequest, Tool
 from pagemill.errors import InvalidParams
 
+MAX_REPORTED_MEMBERS = 16
 _MESSAGE_MEMBERS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
 )
@@ -28,7 +30,7 @@ _RESERVED_KWARGS = frozenset(
 
 
 def check_messages(messages: list[dict[str, Any]], limits: Limits) -> list[str]:
-    """Bound the messages; the paths of members that no template is shown. Raises InvalidParams.
+    """Bound the messages; the members that no template is shown. Raises InvalidParams.
 
     Roles and contents are checked where they are rendered.
     """
@@ -37,12 +39,18 @@ def check_messages(messages: list[dict[str, Any]], limits: Limits) -> list[str]:
             f"messages may hold at most {limits.max_messages} messages", param="messages"
         )
     check_nesting(messages, limits.max_nesting, "messages")
-    return [
-        f"messages[{i}].{name[:64]}"
-        for i, message in enumerate(messages)
+    unknown = {
+        name
+        for message in messages
         for name, value in message.items()
         if name not in _MESSAGE_MEMBERS and value not in (None, [])
-    ]
+    }
+    return [f"messages[].{_header_safe(name)}" for name in sorted(unknown)[:MAX_REPORTED_MEMBERS]]
+
+
+def _header_safe(name: str) -> str:
+    """A client's own name, fit for a response header."""
+    return re.sub(r"[^A-Za-z0-9._-]", "?", name[:64])
 
 
 def check_tools(

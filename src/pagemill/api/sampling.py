@@ -34,6 +34,7 @@ _PASSED_ON = (
     "bad_words",
     "timeout",
 )
+_STRUCTURAL_MEMBERS = ("structures", "triggers", "format")
 _GUIDED = {
     "guided_json": "json",
     "guided_regex": "regex",
@@ -148,18 +149,32 @@ def structured_outputs(request: GenerationFields, limits: Limits) -> StructuredO
 
 
 def _from_response_format(wanted: ResponseFormat) -> StructuredOutputs | None:
-    if wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return StructuredOutputs(json_object=True)
-    if wanted.type == "json_schema":
-        if wanted.json_schema is None or wanted.json_schema.schema is None:
-            param = "response_format.json_schema"
-            raise InvalidParams(f"{param} with a schema is required", param=param)
-        return StructuredOutputs(json=wanted.json_schema.schema)
-    tag = {
-        name: getattr(wanted, name)
-        for name in ("type", "structures", "triggers", "format")
-        if getattr(wanted, name) is not None
-    }
-    return StructuredOutputs(structural_tag=tag)
+    _check_members(wanted)
+    match wanted.type:
+        case "text":
+            return None
+        case "json_object":
+            return StructuredOutputs(json_object=True)
+        case "json_schema":
+            return StructuredOutputs(json=_schema_of(wanted))
+        case "structural_tag":
+            members = ("type", *_STRUCTURAL_MEMBERS)
+            tag = {name: getattr(wanted, name) for name in members}
+            given = {name: value for name, value in tag.items() if value is not None}
+            return StructuredOutputs(structural_tag=given)
+
+
+def _check_members(wanted: ResponseFormat) -> None:
+    """Refuse the members of another type, which would be dropped. Raises InvalidParams."""
+    own = {"json_schema": ("json_schema",), "structural_tag": _STRUCTURAL_MEMBERS}
+    for name in ("json_schema", *_STRUCTURAL_MEMBERS):
+        if getattr(wanted, name) is not None and name not in own.get(wanted.type, ()):
+            param = f"response_format.{name}"
+            raise InvalidParams(f"{param} does not go with the type {wanted.type}", param=param)
+
+
+def _schema_of(wanted: ResponseFormat) -> dict[str, Any] | bool:
+    if wanted.json_schema is None or wanted.json_schema.schema is None:
+        param = "response_format.json_schema"
+        raise InvalidParams(f"{param} with a schema is required", param=param)
+    return wanted.json_schema.schema
