@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pagemill.errors import GrammarError
 from pagemill.grammar.source import to_grammar
+from pagemill.grammar.vocabulary import Vocabulary
 from pagemill.params import StructuredOutputs
 
 if TYPE_CHECKING:
@@ -24,25 +25,23 @@ class GrammarCompiler:
     for 50,000 tokens.
     """
 
-    def __init__(
-        self,
-        tokenizer_json: str,
-        vocab_size: int,
-        eos_token_ids: Sequence[int],
-        special_tokens: frozenset[str] = frozenset(),
-    ) -> None:
-        self.vocab_size = vocab_size
-        self._tokenizer_json = tokenizer_json
-        self._eos_token_ids = list(eos_token_ids)
-        self._special_tokens = special_tokens
+    def __init__(self, read_vocabulary: Callable[[], Vocabulary]) -> None:
+        self._read_vocabulary = read_vocabulary
+        self._vocabulary: Vocabulary | None = None
         self._tokenizer: LLTokenizer | None = None
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        if self._vocabulary is None:
+            self._vocabulary = self._read_vocabulary()
+        return self._vocabulary
+
     def compile(self, spec: StructuredOutputs) -> LLMatcher:
         """A fresh matcher at the start of the grammar. Raises GrammarError with the reason."""
-        grammar = to_grammar(spec, self._special_tokens)
         with self._lock:
+            grammar = to_grammar(spec, self.vocabulary.special_tokens)
             matcher = self._cache.get(grammar)
             if matcher is None:
                 matcher = self._build(grammar)
@@ -69,9 +68,9 @@ class GrammarCompiler:
 
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(
-                self._tokenizer_json,
-                n_vocab=self.vocab_size,
-                eos_token=self._eos_token_ids or None,
+                self.vocabulary.tokenizer_json,
+                n_vocab=self.vocabulary.size,
+                eos_token=list(self.vocabulary.eos_token_ids) or None,
             )
         return self._tokenizer
 

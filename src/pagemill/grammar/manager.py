@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pagemill.errors import GrammarError
-from pagemill.grammar.compiler import GrammarCompiler
 from pagemill.params import StructuredOutputs
 
 if TYPE_CHECKING:
@@ -44,10 +43,18 @@ class GrammarState:
         return matcher.is_stopped()
 
 
+class Compiler(Protocol):
+    """`GrammarCompiler`, or what stands in for it until it is needed."""
+
+    vocab_size: int
+
+    def compile(self, spec: StructuredOutputs) -> LLMatcher: ...
+
+
 class GrammarManager:
     """Compiles on threads of its own, so that a hard grammar delays only its own request."""
 
-    def __init__(self, compiler: GrammarCompiler, num_threads: int = 1) -> None:
+    def __init__(self, compiler: Compiler, num_threads: int = 1) -> None:
         self._compiler = compiler
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
         self._masks: LLExecutor | None = None
@@ -61,7 +68,7 @@ class GrammarManager:
         """Allowed next tokens of each state, [len(states), ceil(vocab / 32)], bit set = allowed."""
         from llguidance.numpy import fill_next_token_bitmask_par
 
-        width = -(-self._compiler.vocab_size // 32)
+        width = -(-self._compiler.vocabulary.size // 32)
         mask = np.zeros((len(states), width), np.int32)
         pairs: list[tuple[Any, int]] = [(state.matcher, row) for row, state in enumerate(states)]
         fill_next_token_bitmask_par(self._executor(), pairs, mask)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from pagemill.errors import GrammarError, InvalidParams
 from pagemill.grammar.compiler import GrammarCompiler
 from pagemill.grammar.manager import GrammarManager, GrammarState
+from pagemill.grammar.vocabulary import Vocabulary
 from pagemill.params import StructuredOutputs
 
 EOS = 256
@@ -28,7 +29,8 @@ def compiler() -> GrammarCompiler:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<eos>"])
-    return GrammarCompiler(tokenizer.to_str(), VOCAB, [EOS])
+    vocabulary = Vocabulary(tokenizer.to_str(), VOCAB, (EOS,), frozenset({"<eos>"}))
+    return GrammarCompiler(lambda: vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def manager(compiler: GrammarCompiler) -> GrammarManager:
 def sample(manager: GrammarManager, spec: StructuredOutputs, seed: int, limit: int = 400) -> str:
     """A random walk through the grammar."""
     rng = random.Random(seed)
-    tokens = Tokenizer.from_str(manager._compiler._tokenizer_json)
+    tokens = Tokenizer.from_str(manager._compiler.vocabulary.tokenizer_json)
     state, chosen = manager.start(spec), []
     while len(chosen) < limit:
         bits = np.unpackbits(manager.bitmask([state]).view(np.uint8), bitorder="little")
@@ -88,7 +90,7 @@ def test_structural_tag_forces_the_schema_inside(manager: GrammarManager) -> Non
         "triggers": ["<f"],
     }
     state = manager.start(StructuredOutputs(structural_tag=tag))
-    encode = Tokenizer.from_str(manager._compiler._tokenizer_json).encode
+    encode = Tokenizer.from_str(manager._compiler.vocabulary.tokenizer_json).encode
     state.accept(encode("free text <f>").ids)
     bits = np.unpackbits(manager.bitmask([state]).view(np.uint8), bitorder="little")
     letters = set("".join(manager_text(manager, np.flatnonzero(bits).tolist())))
@@ -96,13 +98,13 @@ def test_structural_tag_forces_the_schema_inside(manager: GrammarManager) -> Non
 
 
 def manager_text(manager: GrammarManager, ids: list[int]) -> list[str]:
-    tokenizer = Tokenizer.from_str(manager._compiler._tokenizer_json)
+    tokenizer = Tokenizer.from_str(manager._compiler.vocabulary.tokenizer_json)
     return [tokenizer.decode([i]) for i in ids]
 
 
 def test_accept_refuses_what_the_mask_forbids(manager: GrammarManager) -> None:
     state: GrammarState = manager.start(StructuredOutputs(choice=["aa"]))
-    encode = Tokenizer.from_str(manager._compiler._tokenizer_json).encode
+    encode = Tokenizer.from_str(manager._compiler.vocabulary.tokenizer_json).encode
     with pytest.raises(GrammarError, match="could not be followed"):
         state.accept(encode("b").ids)
 
@@ -110,7 +112,7 @@ def test_accept_refuses_what_the_mask_forbids(manager: GrammarManager) -> None:
 def test_states_of_one_grammar_are_independent(manager: GrammarManager) -> None:
     spec = StructuredOutputs(choice=["ab", "ba"])
     first, second = manager.start(spec), manager.start(spec)
-    encode = Tokenizer.from_str(manager._compiler._tokenizer_json).encode
+    encode = Tokenizer.from_str(manager._compiler.vocabulary.tokenizer_json).encode
     first.accept(encode("a").ids)
     masks = manager.bitmask([first, second])
     assert (masks[0] != masks[1]).any()
