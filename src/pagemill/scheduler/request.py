@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Protocol
 
-from pagemill.params import SamplingParams
+import numpy as np
+from numpy.typing import NDArray
+
+from pagemill.kvcache.manager import RequestBlocks
+from pagemill.params import SamplingParams, StructuredOutputs
 
 
 class Status(IntEnum):
@@ -15,43 +21,62 @@ class Status(IntEnum):
     FINISHED = 2
 
 
+class GrammarState(Protocol):
+    """What the output of one request must match. It has consumed the tokens the host has seen."""
+
+    @property
+    def ready(self) -> bool:
+        """The compile is done, well or not."""
+        ...
+
+    @property
+    def matcher(self) -> object:
+        """Raises GrammarError when the compile failed."""
+        ...
+
+    def accept(self, token_ids: Sequence[int]) -> bool:
+        """Consume sampled tokens; True when nothing may follow. Raises GrammarError."""
+        ...
+
+
+class Grammar(Protocol):
+    """Makes the states, and the masks of those that are about to be sampled."""
+
+    def start(self, spec: StructuredOutputs) -> GrammarState:
+        """Begin compiling; does not block."""
+        ...
+
+    def bitmask(self, states: Sequence[GrammarState]) -> NDArray[np.int32]:
+        """Allowed next tokens, [len(states), ceil(vocab / 32)], bit set = allowed."""
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class Request:
-    """Tokens that should be computed, and how many have been.
+    """The known text of a request and what it asks for.
 
-    `num_computed` and `num_pending` are optimistic: `schedule()` raises them as if every draft
-    were accepted, `update()` takes back what was not. `num_pending` counts tokens that the
-    device has or will have sampled but the host has not seen.
+    How much of the text has been computed is a matter of the slot (`scheduler/slots.py`) while
+    the request runs; a waiting request has computed nothing. `token_ids` must not be read through
+    a buffer that outlives the statement: it could not grow any more.
     """
 
     request_id: str
     client_id: int
     params: SamplingParams
-    token_ids: list[int]
+    token_ids: array[int]  # prompt, then what was generated
     prompt_len: int
-    max_total: int  # prompt_len + max_tokens, at most the context length
-    seed: int
-    block_hashes: list[bytes] = field(default_factory=list)
-    priority: int = 0
-    arrival_time: float = 0.0
-    arrival_index: int = 0
+    max_total: int  # prompt_len + max_tokens, at most what the context and the cache hold
+    seed: int  # unsigned 64 bit
+    stop_ids: frozenset[int]  # EOS and stop_token_ids
+    sort_key: tuple[int, int]  # smaller is more important: (priority, order of arrival)
+    blocks: RequestBlocks = field(default_factory=RequestBlocks)
     deadline: float | None = None  # monotonic seconds
     lora: str | None = None
-    grammar: Any = None  # grammar.matcher state, opaque here
+    grammar: GrammarState | None = None
     status: Status = Status.WAITING
     slot: int = -1
-    block_ids: list[int] = field(default_factory=list)
-    num_hashed: int = 0  # blocks committed to the prefix cache
-    num_computed: int = 0
-    num_pending: int = 0
-    steps_in_flight: int = 0
-    epoch: int = 0  # raised by every preemption: results of an older epoch need no rollback
-    resident: bool = False  # the next input token is in the slot
-    num_cached_tokens: int = 0
+    num_pending: int = 0  # tokens in flight when it was preempted, and not retired yet
+    num_cached_tokens: int = 0  # found in the prefix cache when it first ran
+    num_prompt_logprobs: int = 0  # prompt positions already reported
     num_preemptions: int = 0
-    scheduled_time: float | None = None
-
-    @property
-    def num_to_compute(self) -> int:
-        """Query tokens still to be scheduled, drafts not counted."""
-        return len(self.token_ids) + self.num_pending - self.num_computed
+    scheduled_time: float | None = None  # when it first ran

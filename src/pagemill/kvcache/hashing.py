@@ -1,0 +1,59 @@
+"""Names for blocks of tokens: chained, keyed hashes.
+
+A block's hash covers its own tokens and, through its parent's hash, everything before it. The hash
+is BLAKE2b (RFC 7693) with the server's secret key, so nobody can find text that collides with
+another user's prompt. The salt (tenant, adapter) goes into the parent of the first block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from hashlib import blake2b
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+HASH_BYTES = 16
+_TOKEN_BYTES = 4
+
+
+def hash_blocks(
+    token_ids: NDArray[np.int32] | bytes, block_size: int, key: bytes, salt: str = ""
+) -> bytes:
+    """The hashes of all full blocks, `HASH_BYTES` each, one after the other.
+
+    `token_ids` are int32, `key` has at most 64 bytes; the same blocks under another key or salt
+    hash differently.
+    """
+    if not isinstance(token_ids, bytes):
+        token_ids = np.ascontiguousarray(token_ids, "<i4").tobytes()
+    root = blake2b(salt.encode(), digest_size=HASH_BYTES, key=key).digest()
+    return b"".join(_chain(root, token_ids, block_size, key))
+
+
+def extend(hashes: list[bytes], token_ids: array[int], block_size: int, key: bytes) -> None:
+    """Append the hashes of the full blocks of `token_ids` that `hashes` does not name yet.
+
+    The first block's parent is known only to the caller of `hash_blocks`: without any hash there
+    is nothing to extend.
+    """
+    if not hashes:
+        return
+    done = len(hashes) * block_size
+    hashes += _chain(hashes[-1], token_ids[done:].tobytes(), block_size, key)
+
+
+def split_hashes(data: bytes) -> list[bytes]:
+    """The single hashes of `hash_blocks`' result."""
+    bounds = range(0, len(data) + 1, HASH_BYTES)
+    return [data[start:end] for start, end in pairwise(bounds)]
+
+
+def _chain(parent: bytes, data: bytes, block_size: int, key: bytes) -> list[bytes]:
+    stride = block_size * _TOKEN_BYTES
+    hashes = []
+    for start, end in pairwise(range(0, len(data) + 1, stride)):
+        parent = blake2b(parent + data[start:end], digest_size=HASH_BYTES, key=key).digest()
+        hashes.append(parent)
+    return hashes

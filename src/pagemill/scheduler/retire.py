@@ -1,0 +1,248 @@
+"""From the result of a step to the requests' text, and to what their callers are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pagemill.engine.messages import LogprobsChunk, RequestDelta
+from pagemill.errors import GrammarError
+from pagemill.kvcache.manager import KVCacheManager
+from pagemill.scheduler.batch import Bool, Int32
+from pagemill.scheduler.plan import ScheduledStep
+from pagemill.scheduler.request import Request, Status
+from pagemill.scheduler.slots import Slots
+
+if TYPE_CHECKING:
+    from pagemill.executor.base import PromptLogprobs, StepResult
+
+_TOKEN_BYTES = 4
+
+
+class Retirement:
+    """Takes back what scheduling promised too much, appends tokens, ends what is complete.
+
+    A row is *current* while its request has kept the slot since the step was scheduled. Rows of
+    requests that were preempted since then still yield text; rows of finished ones yield nothing.
+    """
+
+    def __init__(
+        self, slots: Slots, cache: KVCacheManager, finish: Callable[[Request], None]
+    ) -> None:
+        self._slots = slots
+        self._cache = cache
+        self._finish = finish
+        self.num_draft_tokens = 0  # counter
+        self.num_accepted_tokens = 0  # counter
+
+    def retire(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
+        """One delta for each request that got something."""
+        current = self._slots.epoch[step.batch.slots] == step.epochs
+        current_slots, rows, grown = self._settle(step, result, current)
+        yielding = self._with_preempted(step, rows, current)
+        deltas, ending = _append_tokens(step.requests, result, yielding)
+        ending.update(self._at_full_length(rows, current_slots))
+        ending.update(row for row in yielding if not current[row])
+        if step.batch.grammar_rows is not None:
+            ending.update(set(step.batch.grammar_rows.tolist()) & deltas.keys())
+        for row in sorted(ending):
+            self._conclude(step.requests[row], deltas[row], result.token_ids[row])
+        self._keep_generated(step.requests, rows[grown].tolist())
+        _describe_first(step, deltas)
+        _add_logprobs(step.requests, result, deltas)
+        self._add_prompt_logprobs(step, result, current, deltas)
+        return list(deltas.values())
+
+    def _settle(
+        self, step: ScheduledStep, result: StepResult, current: Bool
+    ) -> tuple[Int32, NDArray[np.intp], Bool]:
+        """Correct the counters of current rows that sample.
+
+        Returns their slots, their rows, and which of them completed a block of text that has been
+        computed.
+        """
+        batch, slots = step.batch, self._slots
+        rows = np.flatnonzero(current & batch.samples)
+        sampling, num_drafts = batch.slots[rows], batch.num_drafts[rows]
+        num_tokens = result.num_tokens[rows].astype(np.int32, copy=False)
+        num_rejected = num_drafts + 1 - num_tokens
+        before = slots.length[sampling]
+        after = before + num_tokens
+        slots.num_pending[sampling] -= num_drafts + 1
+        slots.num_computed[sampling] -= num_rejected
+        slots.length[sampling] = after
+        if num_drafts.any():
+            self.num_draft_tokens += int(num_drafts.sum())
+            self.num_accepted_tokens += int((num_drafts - num_rejected).sum())
+        block_size = self._cache.group.block_size
+        # The last token is not computed yet, so it does not complete a block.
+        return sampling, rows, (after - 1) // block_size > (before - 1) // block_size
+
+    def _with_preempted(
+        self, step: ScheduledStep, rows: NDArray[np.intp], current: Bool
+    ) -> list[int]:
+        """Rows that yield text: the current ones, and those of requests that wait again."""
+        yielding: list[int] = rows.tolist()
+        if current.all():
+            return yielding
+        for row in np.flatnonzero(step.batch.samples & ~current).tolist():
+            request = step.requests[row]
+            if request.status is not Status.FINISHED:
+                request.num_pending -= 1 + int(step.batch.num_drafts[row])
+                yielding.append(row)
+        return yielding
+
+    def _at_full_length(self, rows: NDArray[np.intp], slots: Int32) -> list[int]:
+        full = self._slots.length[slots] >= self._slots.max_total[slots]
+        ending: list[int] = rows[full].tolist()
+        return ending
+
+    def _conclude(self, request: Request, delta: RequestDelta, tokens: Int32) -> None:
+        """End the request if its new tokens complete it; those after a stop are dropped."""
+        new = tokens[: len(delta.token_ids) // _TOKEN_BYTES].tolist()
+        num_kept = _tokens_until_stop(request, new)
+        if num_kept:
+            del request.token_ids[len(request.token_ids) - len(new) + num_kept :]
+            delta.token_ids = delta.token_ids[: num_kept * _TOKEN_BYTES]
+            delta.finish_reason = "stop"
+            delta.stop_reason = _stop_reason(request, new[num_kept - 1])
+        elif request.grammar is not None:
+            _follow_grammar(request, delta, new)
+        if delta.finish_reason is None and len(request.token_ids) >= request.max_total:
+            delta.finish_reason = "length"
+        if delta.finish_reason is not None:
+            delta.num_preemptions = request.num_preemptions
+            self._commit(request)
+            self._finish(request)
+
+    def _keep_generated(self, requests: list[Request], rows: Iterable[int]) -> None:
+        for row in rows:
+            request = requests[row]
+            if request.status is Status.RUNNING:
+                self._commit(request)
+                self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
+
+    def _commit(self, request: Request) -> None:
+        if request.status is Status.RUNNING:
+            num_computed = len(request.token_ids) - 1
+            self._cache.commit(request.blocks, request.token_ids, num_computed)
+
+    def _add_prompt_logprobs(
+        self,
+        step: ScheduledStep,
+        result: StepResult,
+        current: Bool,
+        deltas: dict[int, RequestDelta],
+    ) -> None:
+        for row, computed in (result.prompt_logprobs or {}).items():
+            request = step.requests[row]
+            chunk = _prompt_chunk(request, int(step.batch.start[row]), computed)
+            if chunk is None or not current[row]:
+                continue  # a preempted request computes these positions again
+            request.num_prompt_logprobs += chunk.num_positions
+            if row not in deltas:
+                deltas[row] = RequestDelta(request.request_id, request.client_id)
+            deltas[row].prompt_logprobs = chunk
+
+
+def _append_tokens(
+    requests: list[Request], result: StepResult, rows: list[int]
+) -> tuple[dict[int, RequestDelta], set[int]]:
+    """Append the new tokens; returns the deltas by row, and the rows that hold a stop token.
+
+    The only loop over all rows of a step: one pass, and nothing in it that can wait.
+    """
+    stride = result.token_ids.shape[1] * _TOKEN_BYTES
+    data = np.ascontiguousarray(result.token_ids, "<i4").tobytes()
+    tokens, counts = result.token_ids.tolist(), result.num_tokens.tolist()
+    deltas, stopping = {}, set()
+    for row in rows:
+        request = requests[row]
+        begin = row * stride
+        new = data[begin : begin + counts[row] * _TOKEN_BYTES]
+        request.token_ids.frombytes(new)
+        deltas[row] = RequestDelta(request.request_id, request.client_id, new)
+        if not request.stop_ids.isdisjoint(tokens[row]):
+            stopping.add(row)
+    return deltas, stopping
+
+
+def _tokens_until_stop(request: Request, new: list[int]) -> int:
+    """How many of the new tokens, just appended, are left when the first stop cuts; 0 = no stop."""
+    num_generated = len(request.token_ids) - request.prompt_len - len(new)
+    for num_kept, token in enumerate(new, 1):
+        may_stop = num_generated + num_kept >= request.params.min_tokens
+        if token in request.stop_ids and may_stop:
+            return num_kept
+    return 0
+
+
+def _stop_reason(request: Request, token: int) -> int | None:
+    params = request.params
+    is_eos = not params.ignore_eos and token in params.eos_token_ids
+    return None if is_eos else token
+
+
+def _follow_grammar(request: Request, delta: RequestDelta, new: list[int]) -> None:
+    assert request.grammar is not None
+    try:
+        if request.grammar.accept(new):
+            delta.finish_reason = "stop"
+    except GrammarError as error:
+        delta.finish_reason = "error"
+        delta.error = str(error)
+
+
+def _describe_first(step: ScheduledStep, deltas: dict[int, RequestDelta]) -> None:
+    """What is told once for each admission: cached tokens, waiting time, preemptions."""
+    for row in np.flatnonzero(~step.batch.resident & step.batch.samples).tolist():
+        request = step.requests[row]
+        if row in deltas:
+            deltas[row].num_cached_tokens = request.num_cached_tokens
+            deltas[row].scheduled_time = request.scheduled_time
+            deltas[row].num_preemptions = request.num_preemptions
+
+
+def _add_logprobs(
+    requests: list[Request], result: StepResult, deltas: dict[int, RequestDelta]
+) -> None:
+    logprobs = result.logprobs
+    if logprobs is None:
+        return
+    for row, delta in deltas.items():
+        top = requests[row].params.logprobs
+        if top is not None:
+            count = len(delta.token_ids) // _TOKEN_BYTES
+            delta.logprobs = _chunk(
+                logprobs.token_ids[row, :count],
+                logprobs.logprobs[row, :count],
+                logprobs.ranks[row, :count],
+                top,
+            )
+
+
+def _prompt_chunk(request: Request, start: int, computed: PromptLogprobs) -> LogprobsChunk | None:
+    """The positions after `start` that were not reported before a preemption."""
+    skip = request.num_prompt_logprobs - start
+    assert skip >= 0, "prompt positions are computed in order"
+    top = request.params.prompt_logprobs
+    if top is None or skip >= len(computed.ranks):
+        return None
+    return _chunk(computed.token_ids[skip:], computed.logprobs[skip:], computed.ranks[skip:], top)
+
+
+def _chunk(
+    token_ids: NDArray[np.int32], logprobs: NDArray[np.float32], ranks: NDArray[np.int32], top: int
+) -> LogprobsChunk:
+    """The first 1 + `top` columns as bytes; a negative `top` means all of them."""
+    width = token_ids.shape[1] if top < 0 else min(1 + top, token_ids.shape[1])
+    return LogprobsChunk(
+        num_positions=len(ranks),
+        width=width,
+        token_ids=np.ascontiguousarray(token_ids[:, :width], "<i4").tobytes(),
+        logprobs=np.ascontiguousarray(logprobs[:, :width], "<f4").tobytes(),
+        ranks=np.ascontiguousarray(ranks, "<i4").tobytes(),
+    )
