@@ -233,7 +233,9 @@ class UpperCaseCalls:
 
 
 def test_parser_splits_reasoning_content_and_tool_calls() -> None:
-    context = make_context(FakeClient(reply="hm a!"), output_parser=UpperCaseCalls)
+    context = make_context(
+        FakeClient(reply="hm a!"), output_parser=lambda request: UpperCaseCalls()
+    )
     choice = asyncio.run(post(context))["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"] == {
@@ -253,7 +255,9 @@ def test_parser_splits_reasoning_content_and_tool_calls() -> None:
 
 
 def test_parser_in_a_stream() -> None:
-    context = make_context(FakeClient(reply="hm a!"), output_parser=UpperCaseCalls)
+    context = make_context(
+        FakeClient(reply="hm a!"), output_parser=lambda request: UpperCaseCalls()
+    )
     events = asyncio.run(stream(context))
     deltas = [event["choices"][0]["delta"] for event in events]
     assert "".join(d.get("reasoning", "") for d in deltas) == "hm "

@@ -190,7 +190,8 @@ class _Call:
         self._prompt_logprobs: list[TokenLogprobs | None] | None = None
         echo = _echo_of(intake.body)
         self._states = [
-            _ChoiceState(intake.context.output_parser(), echo) for _ in range(generation.params.n)
+            _ChoiceState(intake.context.output_parser(intake.body), echo)
+            for _ in range(generation.params.n)
         ]
         self._collected = [_Collected(content=[echo]) for _ in self._states]
 

@@ -12,7 +12,8 @@ from typing import Any
 from starlette.requests import Request
 
 from pagemill.api.admission import Admission
-from pagemill.api.tools.base import OutputParser, PlainText
+from pagemill.api.schema import ChatRequest
+from pagemill.api.tools.base import OutputParser, plain_text
 from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
 from pagemill.frontend.base import EngineClient, Renderer
 from pagemill.metrics.metrics import Metrics
@@ -128,7 +129,7 @@ class ServerContext:
     settings: ApiSettings = field(default_factory=ApiSettings)
     clock: Clock = field(default_factory=Clock)
     admission: Admission = field(default_factory=Admission)
-    output_parser: Callable[[], OutputParser] = PlainText
+    output_parser: Callable[[ChatRequest], OutputParser] = plain_text  # one for each choice
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     started_at: int = field(default_factory=lambda: int(time.time()))
 
