@@ -16,7 +16,7 @@ import numpy as np
 
 from pagemill.engine.messages import AddRequest, EngineInfo, EngineStats, RequestDelta
 from pagemill.engine.process import Steppable, prepare_process, serve
-from pagemill.errors import InvalidParams, ModelLoadError, PageMillError
+from pagemill.errors import ModelLoadError, PageMillError
 
 STEP_SECONDS = 0.002
 
@@ -55,24 +55,27 @@ class EchoEngine:
         )
         self._behaviour = behaviour
         self._running: dict[str, Echo] = {}
-        self._aborted: list[RequestDelta] = []
+        self._unsent: list[RequestDelta] = []
         self._num_steps = 0
 
-    def add_request(self, request: AddRequest) -> None:
-        if request.priority == 99:
-            raise InvalidParams("priority 99 is not possible")
-        prompt = np.frombuffer(request.token_ids, "<i4").tolist()
-        self._running[request.request_id] = Echo(request, prompt)
+    def add_request(self, message: AddRequest) -> None:
+        if message.priority == 99:
+            refusal = RequestDelta(message.request_id, message.client_id)
+            refusal.finish_reason, refusal.error = "error", "priority 99 is not possible"
+            self._unsent.append(refusal)
+            return
+        prompt = np.frombuffer(message.token_ids, "<i4").tolist()
+        self._running[message.request_id] = Echo(message, prompt)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
             echo = self._running.pop(request_id, None)
             if echo is not None:
                 client_id = echo.request.client_id
-                self._aborted.append(RequestDelta(request_id, client_id, finish_reason="abort"))
+                self._unsent.append(RequestDelta(request_id, client_id, finish_reason="abort"))
 
     def has_work(self) -> bool:
-        return bool(self._running or self._aborted)
+        return bool(self._running or self._unsent)
 
     def step(self) -> list[RequestDelta]:
         time.sleep(STEP_SECONDS)
@@ -83,7 +86,7 @@ class EchoEngine:
         ended = [d.request_id for d in deltas if d.finish_reason is not None]
         for request_id in ended:
             del self._running[request_id]
-        deltas, self._aborted = self._aborted + deltas, []
+        deltas, self._unsent = self._unsent + deltas, []
         return deltas
 
     def stats(self) -> EngineStats:

@@ -48,7 +48,9 @@ class Steppable(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
-    def add_request(self, request: AddRequest) -> None: ...
+    def add_request(self, message: AddRequest) -> None:
+        """Answers with deltas from `step` in any case; raises nothing."""
+        ...
 
     def abort(self, request_ids: Sequence[str]) -> None: ...
 
@@ -85,20 +87,11 @@ class EngineLoop:
 
     def _handle(self, message: AddRequest | AbortRequests | Control) -> None:
         if isinstance(message, AddRequest):
-            self._add(message)
+            self._engine.add_request(message)
         elif isinstance(message, AbortRequests):
             self._engine.abort(message.request_ids)
         else:
             self._channel.send(message.client_id, self._call(message))
-
-    def _add(self, message: AddRequest) -> None:
-        try:
-            self._engine.add_request(message)
-        except PageMillError as error:
-            delta = RequestDelta(
-                message.request_id, message.client_id, finish_reason="error", error=str(error)
-            )
-            self._publish([delta])
 
     def _call(self, message: Control) -> ControlResult:
         try:

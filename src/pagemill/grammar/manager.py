@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagemill.errors import GrammarError
+from pagemill.grammar.compiler import GrammarCompiler
 from pagemill.params import StructuredOutputs
 
 if TYPE_CHECKING:
@@ -43,18 +44,17 @@ class GrammarState:
         return matcher.is_stopped()
 
 
-class Compiler(Protocol):
-    """`GrammarCompiler`, or what stands in for it until it is needed."""
+class HasMatcher(Protocol):
+    """A state, as far as masks need it; `GrammarState` is one."""
 
-    vocab_size: int
-
-    def compile(self, spec: StructuredOutputs) -> LLMatcher: ...
+    @property
+    def matcher(self) -> object: ...
 
 
 class GrammarManager:
     """Compiles on threads of its own, so that a hard grammar delays only its own request."""
 
-    def __init__(self, compiler: Compiler, num_threads: int = 1) -> None:
+    def __init__(self, compiler: GrammarCompiler, num_threads: int = 1) -> None:
         self._compiler = compiler
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
         self._masks: LLExecutor | None = None
@@ -64,7 +64,7 @@ class GrammarManager:
         """Begin compiling; the state becomes `ready` later."""
         return GrammarState(self._pool.submit(self._compiler.compile, spec))
 
-    def bitmask(self, states: Sequence[GrammarState]) -> NDArray[np.int32]:
+    def bitmask(self, states: Sequence[HasMatcher]) -> NDArray[np.int32]:
         """Allowed next tokens of each state, [len(states), ceil(vocab / 32)], bit set = allowed."""
         from llguidance.numpy import fill_next_token_bitmask_par
 

@@ -41,12 +41,12 @@ class LogprobEngine(EchoEngine):
 class FailingEngine(EchoEngine):
     """The second request fails in its first step."""
 
-    def add_request(self, request: AddRequest) -> None:
-        super().add_request(request)
-        if request.request_id == "0-1-0":
-            self.abort([request.request_id])
-            self._aborted[-1].finish_reason = "error"
-            self._aborted[-1].error = "no mask could be made"
+    def add_request(self, message: AddRequest) -> None:
+        super().add_request(message)
+        if message.request_id == "0-1-0":
+            self.abort([message.request_id])
+            self._unsent[-1].finish_reason = "error"
+            self._unsent[-1].error = "no mask could be made"
 
 
 def make_client(engine: EchoEngine) -> LocalClient:
@@ -111,7 +111,7 @@ def test_nothing_runs_when_one_prompt_is_too_long() -> None:
     assert not engine.has_work()
 
 
-def test_an_error_of_the_engine_is_raised_and_the_rest_aborted() -> None:
+def test_an_error_of_the_engine_is_raised_and_the_rest_unsent() -> None:
     engine = FailingEngine("")
     with pytest.raises(PageMillError, match="no mask could be made"):
         make_client(engine).run(prompts("a", "b", "c"), same(SamplingParams(), 3), ignore)
