@@ -31,13 +31,11 @@ class Rope:
     def max_position(self, stated: int) -> int:
         """The context length after scaling, from the `max_position_embeddings` the file states.
 
-        llama3 files state the scaled length. yarn files state it too, or the original length, in
-        which case the factor applies. linear files state the scaled length. dynamic scaling
-        stretches as the text grows, up to factor times what is stated.
+        llama3 and linear files state the scaled length. yarn files state it too, or the original
+        length, in which case the factor applies. dynamic scaling changes nothing up to the stated
+        length, and serving more would change it for every text (see layers/rope.py).
         """
         params = self.config.params
-        if self.config.kind == "dynamic":
-            return int(stated * params["factor"])
         if self.config.kind == "yarn":
             return max(stated, int(params["factor"] * params[_LENGTH]))
         return stated

@@ -8,7 +8,6 @@ filters) is refused, not listed as harmful.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -147,11 +146,12 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         return filters
 
     def _metered(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(run)
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.budget.tick()
             return self.budget.charge(run(*args, **kwargs))
 
+        # Jinja marks filters that want the context; functools.wraps would copy more, and slowly.
+        vars(metered).update(getattr(run, "__dict__", {}))
         return metered
 
     def _ticked(self, value: Any) -> Any:

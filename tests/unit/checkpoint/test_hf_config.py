@@ -141,7 +141,7 @@ def test_multimodal_gemma3_is_its_text_part() -> None:
         ({"rope_type": "yarn", "factor": 4.0, LENGTH: 16}, 64),  # already scaled
         ({"rope_type": "yarn", "factor": 4.0, LENGTH: 64}, 256),
         ({"type": "linear", "factor": 2.0}, 64),
-        ({"type": "dynamic", "factor": 2.0}, 128),
+        ({"type": "dynamic", "factor": 2.0}, 64),
         (LLAMA3_ROPE, 64),
     ],
 )
