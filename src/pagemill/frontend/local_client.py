@@ -104,8 +104,8 @@ class LocalClient:
                 del waiting[delta.request_id]
                 num_finished += 1
                 num_tokens += collector.num_tokens
-                if delta.error is not None:
-                    raise PageMillError(delta.error)
+                if delta.finish_reason == "error":
+                    raise PageMillError(delta.error or "the engine could not finish a request")
                 if delta.finish_reason is None:
                     self._engine.abort([delta.request_id])
             if num_finished:
@@ -158,6 +158,7 @@ class DeferredCollector:
             return False
         self._total.finish_reason = delta.finish_reason
         self._total.stop_reason = delta.stop_reason
+        self._total.error = delta.error
         self._total.token_ids = b"".join(self._chunks)
         self.num_tokens = len(self._total.token_ids) // 4
         return True
