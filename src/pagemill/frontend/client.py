@@ -176,7 +176,7 @@ class ZmqEngineClient:
 
     async def control(self, method: str, *args: Any) -> Any:
         """See `EngineClient.control`."""
-        self._monitor.info  # noqa: B018  raises EngineDeadError
+        _ = self.info  # raises EngineDeadError
         call_id = next(self._call_ids)
         future = self._calls[call_id] = asyncio.get_running_loop().create_future()
         try:
