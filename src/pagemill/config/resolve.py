@@ -14,6 +14,7 @@ from pagemill.errors import ConfigError
 GIB = 2**30
 CPU_KV_CACHE_BYTES = 4 * GIB
 CUDA_MEMORY_UTILIZATION = 0.9
+PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -50,6 +51,7 @@ def resolve(
         overlap=args.overlap,
         scheduling_policy=args.scheduling_policy,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        prefill_share=PREFILL_SHARE,
         deterministic=args.deterministic,
         seed=args.seed,
         num_threads=args.threads or device.num_threads,
