@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
@@ -16,8 +19,9 @@ from pagemill.ops.triton.split_attention import (
 )
 
 PROGRAMS_PER_SM = 4  # what fits a multiprocessor at once
-MAX_SPLITS = 64
-FULL_DEVICE_SPLITS = 4  # even then: one long row must not hold up a step of short ones
+# Few choices, since each is a kernel to compile. The last is for a device that is full anyway:
+# one long row must not hold up a step of short ones.
+SPLITS = (64, 16, 4)
 MIN_CHUNK = 64
 FULL_DEVICE_MIN_CHUNK = 512
 
@@ -25,13 +29,22 @@ FULL_DEVICE_MIN_CHUNK = 512
 def choose_splits(pairs: int, sms: int) -> SplitPlan:
     """How to divide the caches of `pairs` (row, kv head) pairs over a device."""
     wanted = cdiv(PROGRAMS_PER_SM * sms, pairs)
-    if wanted <= FULL_DEVICE_SPLITS:
-        return SplitPlan(FULL_DEVICE_SPLITS, FULL_DEVICE_MIN_CHUNK)
-    return SplitPlan(min(next_power_of_2(wanted), MAX_SPLITS), MIN_CHUNK)
+    most, some, least = SPLITS
+    if wanted <= least:
+        return SplitPlan(least, FULL_DEVICE_MIN_CHUNK)
+    return SplitPlan(some if wanted <= some else most, MIN_CHUNK)
+
+
+@dataclass(frozen=True, slots=True)
+class TritonPlan:
+    """Whether a mixed step has rows with one query token, and rows with more."""
+
+    has_single: bool
+    has_longer: bool
 
 
 class TritonAttention:
-    """`AttentionBackend` on CUDA. Launches follow from host-side bounds: CUDA graphs can hold them.
+    """`AttentionBackend` on CUDA. Launches follow from host-side bounds: CUDA graphs hold them.
 
     A step whose rows all have few query tokens (decode, with or without drafts) is one launch. In
     a mixed step, rows with one query token go to the split kernel and the others to the packed one.
@@ -42,15 +55,21 @@ class TritonAttention:
     def __init__(self) -> None:
         self._counters = Counters()
 
-    def plan(self, batch: ForwardBatch) -> None:
-        """Nothing to prepare: launches follow from the bounds that the batch carries."""
+    def plan(self, batch: ForwardBatch) -> TritonPlan:
+        """Look at the host's row lengths where the batch has them."""
+        if batch.host_query_start is None:
+            return TritonPlan(has_single=batch.num_seqs > 1, has_longer=batch.max_query_len > 1)
+        lengths = np.diff(batch.host_query_start[: batch.num_seqs + 1])
+        return TritonPlan(bool((lengths == 1).any()), bool((lengths > 1).any()))
 
     def run(self, spec: AttentionSpec, q: Tensor, batch: ForwardBatch) -> Tensor:
         """Causal attention of q [T, num_heads, D] over each row's pages -> [T, num_heads * D]."""
+        query_len = next_power_of_2(batch.max_query_len)  # few kernels to compile
+        if query_len <= max_query_len(spec):
+            return self._split(spec, q, batch, query_len)
+        plan: TritonPlan = batch.plan
         cache = batch.kv_cache[spec.layer_index]
-        if batch.max_query_len <= max_query_len(spec):
-            return self._split(spec, q, batch, batch.max_query_len)
-        if batch.num_seqs == 1:
+        if not plan.has_single:
             return packed_attention(spec, q, batch, cache)
         out = packed_attention(spec, q, batch, cache, min_query_len=2)
         return self._split(spec, q, batch, 1, out=out)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, supports_pdl, wait_for_inputs
 
-TILE = 4096  # elements of a program's tile; small rows share a program
+TILE = 4096  # elements of a program's tile; small rows share a program ...
+SPREAD_ROWS = 512  # ... unless there are so few that each can have its own
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x_ptr,
     residual_ptr,
@@ -55,7 +56,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> T
     if num_rows == 0:
         return out
     block = next_power_of_2(width)
-    rows = max(1, min(TILE // block, next_power_of_2(num_rows)))
+    rows = max(1, TILE // block) if num_rows > SPREAD_ROWS else 1
     pdl = supports_pdl(x)
     _rms_norm_kernel[(cdiv(num_rows, rows),)](
         rows2d,
