@@ -78,10 +78,12 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Take the `count` least recently used free blocks; what they held is forgotten."""
         assert 0 <= count <= len(self._free), f"{count} blocks wanted, {len(self._free)} free"
-        blocks = [self._free.pop() for _ in range(count)]
-        for block in blocks:
-            self._forget(block)
+        blocks = []
+        for _ in range(count):
+            block = self._free.pop()
             self._num_holders[block] = 1
+            self._forget(block)
+            blocks.append(block)
         return blocks
 
     def acquire(self, blocks: Iterable[int]) -> None:

@@ -30,6 +30,7 @@ class DecodeRows(NamedTuple):
 
     slots: Int32  # [n]
     requests: list[Request]  # [n]
+    num_query: Int32  # [n] 1 + num_drafts
     num_drafts: Int32  # [n]
     start: Int32  # [n]
 
@@ -46,7 +47,7 @@ class PrefillRow(NamedTuple):
 class StepPlan:
     """Collects the rows of a step: first those that decode, then those with known text."""
 
-    decodes: DecodeRows = field(default_factory=lambda: DecodeRows(_NO_INT32, [], *2 * [_NO_INT32]))
+    decodes: DecodeRows = field(default_factory=lambda: DecodeRows(_NO_INT32, [], *3 * [_NO_INT32]))
     prefills: list[PrefillRow] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
     new_blocks: list[tuple[Int32, Int32, Int32]] = field(default_factory=list)  # as in NewBlocks
@@ -71,7 +72,6 @@ class StepPlan:
         if self.prefills:
             requests = [*requests, *(row.request for row in self.prefills)]
         batch = self._rows()
-        batch.new_blocks = self._join_blocks()
         batch.admitted = self.admitted
         batch.num_tokens = int(batch.num_query.sum())
         batch.max_query_len = int(batch.num_query.max())
@@ -80,18 +80,17 @@ class StepPlan:
         return ScheduledStep(batch, requests, slots.epoch[batch.slots])
 
     def _rows(self) -> Batch:
-        num_decodes, decodes, prefills = len(self.decodes.requests), self.decodes, self.prefills
-        no_blocks = NewBlocks(_NO_INT32, _NO_INT32, _NO_INT32)
-        all_true = np.ones(num_decodes, np.bool_)
+        decodes, prefills = self.decodes, self.prefills
+        all_true = np.ones(len(decodes.requests), np.bool_)
         batch = Batch(
             slots=decodes.slots,
-            num_query=decodes.num_drafts + np.int32(1),
+            num_query=decodes.num_query,
             num_drafts=decodes.num_drafts,
             start=decodes.start,
             samples=all_true,
             resident=all_true,
             prompt_tokens=_NO_INT32,
-            new_blocks=no_blocks,
+            new_blocks=self._join_blocks(),
         )
         if prefills:
             batch.slots = _append(batch.slots, [row.slot for row in prefills])
@@ -112,10 +111,12 @@ class StepPlan:
         return NewBlocks(np.concatenate(slots), np.concatenate(index), np.concatenate(block_ids))
 
     def _add_features(self, batch: Batch, slots: Slots) -> None:
-        grammar_rows = np.flatnonzero(slots.has_grammar[batch.slots] & batch.samples)
-        if len(grammar_rows):
+        constrained = slots.has_grammar[batch.slots] & batch.samples
+        if constrained.any():
             batch.needs_grammar = True
-            batch.grammar_rows = grammar_rows.astype(np.int32)
+            batch.grammar_rows = constrained.nonzero()[0].astype(np.int32)
+        if not self.prefills:
+            return
         wanted = [_prompt_logprobs(row) for row in self.prefills]
         if any(top >= 0 for top in wanted):
             nothing = np.full(len(self.decodes.requests), -1, np.int32)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pagemill.executor.base import PromptLogprobs, StepResult
 
 _TOKEN_BYTES = 4
+
+Rows = NDArray[np.intp]  # indices of rows
 
 
 class Retirement:
@@ -41,33 +43,26 @@ class Retirement:
     def retire(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
         """One delta for each request that got something."""
         current = self._slots.epoch[step.batch.slots] == step.epochs
-        current_slots, rows, grown = self._settle(step, result, current)
-        yielding = self._with_preempted(step, rows, current)
-        deltas, ending = _append_tokens(step.requests, result, yielding)
-        ending.update(self._at_full_length(rows, current_slots))
-        ending.update(row for row in yielding if not current[row])
-        if step.batch.grammar_rows is not None:
-            ending.update(set(step.batch.grammar_rows.tolist()) & deltas.keys())
-        for row in sorted(ending):
+        rows = (current & step.batch.samples).nonzero()[0]
+        grown = self._settle(step, result, rows)
+        preempted = self._settle_preempted(step, current)
+        deltas = _append_tokens(step.requests, result, rows.tolist() + preempted)
+        for row in (*self._may_end(step, result, rows), *preempted):
             self._conclude(step.requests[row], deltas[row], result.token_ids[row])
-        self._keep_generated(step.requests, rows[grown].tolist())
+        self._keep_generated(step.requests, grown)
         _describe_first(step, deltas)
         _add_logprobs(step.requests, result, deltas)
         self._add_prompt_logprobs(step, result, current, deltas)
         return list(deltas.values())
 
-    def _settle(
-        self, step: ScheduledStep, result: StepResult, current: Bool
-    ) -> tuple[Int32, NDArray[np.intp], Bool]:
+    def _settle(self, step: ScheduledStep, result: StepResult, rows: Rows) -> list[int]:
         """Correct the counters of current rows that sample.
 
-        Returns their slots, their rows, and which of them completed a block of text that has been
-        computed.
+        Returns the rows that completed a block of text that has been computed.
         """
-        batch, slots = step.batch, self._slots
-        rows = np.flatnonzero(current & batch.samples)
-        sampling, num_drafts = batch.slots[rows], batch.num_drafts[rows]
-        num_tokens = result.num_tokens[rows].astype(np.int32, copy=False)
+        slots, block_size = self._slots, self._cache.group.block_size
+        sampling, num_drafts = step.batch.slots[rows], step.batch.num_drafts[rows]
+        num_tokens = result.num_tokens[rows]
         num_rejected = num_drafts + 1 - num_tokens
         before = slots.length[sampling]
         after = before + num_tokens
@@ -77,28 +72,30 @@ class Retirement:
         if num_drafts.any():
             self.num_draft_tokens += int(num_drafts.sum())
             self.num_accepted_tokens += int((num_drafts - num_rejected).sum())
-        block_size = self._cache.group.block_size
         # The last token is not computed yet, so it does not complete a block.
-        return sampling, rows, (after - 1) // block_size > (before - 1) // block_size
+        grown: list[int] = rows[(after - 1) // block_size > (before - 1) // block_size].tolist()
+        return grown
 
-    def _with_preempted(
-        self, step: ScheduledStep, rows: NDArray[np.intp], current: Bool
-    ) -> list[int]:
-        """Rows that yield text: the current ones, and those of requests that wait again."""
-        yielding: list[int] = rows.tolist()
+    def _settle_preempted(self, step: ScheduledStep, current: Bool) -> list[int]:
+        """Rows of requests that lost their slot and wait again: their text is still good."""
         if current.all():
-            return yielding
-        for row in np.flatnonzero(step.batch.samples & ~current).tolist():
-            request = step.requests[row]
-            if request.status is not Status.FINISHED:
-                request.num_pending -= 1 + int(step.batch.num_drafts[row])
-                yielding.append(row)
-        return yielding
+            return []
+        lost = (step.batch.samples & ~current).nonzero()[0].tolist()
+        waiting = [row for row in lost if step.requests[row].status is not Status.FINISHED]
+        for row in waiting:
+            step.requests[row].num_pending -= 1 + int(step.batch.num_drafts[row])
+        return waiting
 
-    def _at_full_length(self, rows: NDArray[np.intp], slots: Int32) -> list[int]:
-        full = self._slots.length[slots] >= self._slots.max_total[slots]
-        ending: list[int] = rows[full].tolist()
-        return ending
+    def _may_end(self, step: ScheduledStep, result: StepResult, rows: Rows) -> list[int]:
+        """Current rows with a stop token, at their full length, or with a grammar."""
+        slots, sampling = self._slots, step.batch.slots[rows]
+        ending = slots.length[sampling] >= slots.max_total[sampling]
+        ending |= slots.has_grammar[sampling]
+        stops = slots.stop_ids[:, sampling]
+        for column in result.token_ids[rows].T:
+            ending |= (stops == column).any(axis=0)
+        found: list[int] = rows[ending].tolist()
+        return found
 
     def _conclude(self, request: Request, delta: RequestDelta, tokens: Int32) -> None:
         """End the request if its new tokens complete it; those after a stop are dropped."""
@@ -115,20 +112,22 @@ class Retirement:
             delta.finish_reason = "length"
         if delta.finish_reason is not None:
             delta.num_preemptions = request.num_preemptions
-            self._commit(request)
+            if request.status is Status.RUNNING:
+                self._keep(request)
             self._finish(request)
 
-    def _keep_generated(self, requests: list[Request], rows: Iterable[int]) -> None:
+    def _keep_generated(self, requests: list[Request], rows: list[int]) -> None:
+        """Commit the blocks that generation has completed; give back what the window passed."""
+        windowed = self._cache.group.window > 0
         for row in rows:
             request = requests[row]
             if request.status is Status.RUNNING:
-                self._commit(request)
-                self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
+                self._keep(request)
+                if windowed:
+                    self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
 
-    def _commit(self, request: Request) -> None:
-        if request.status is Status.RUNNING:
-            num_computed = len(request.token_ids) - 1
-            self._cache.commit(request.blocks, request.token_ids, num_computed)
+    def _keep(self, request: Request) -> None:
+        self._cache.commit(request.blocks, request.token_ids, len(request.token_ids) - 1)
 
     def _add_prompt_logprobs(
         self,
@@ -150,24 +149,25 @@ class Retirement:
 
 def _append_tokens(
     requests: list[Request], result: StepResult, rows: list[int]
-) -> tuple[dict[int, RequestDelta], set[int]]:
-    """Append the new tokens; returns the deltas by row, and the rows that hold a stop token.
+) -> dict[int, RequestDelta]:
+    """Append the new tokens of these rows; returns their deltas by row.
 
-    The only loop over all rows of a step: one pass, and nothing in it that can wait.
+    The loops over all rows of a step are here and nowhere else.
     """
-    stride = result.token_ids.shape[1] * _TOKEN_BYTES
-    data = np.ascontiguousarray(result.token_ids, "<i4").tobytes()
-    tokens, counts = result.token_ids.tolist(), result.num_tokens.tolist()
-    deltas, stopping = {}, set()
-    for row in rows:
-        request = requests[row]
-        begin = row * stride
-        new = data[begin : begin + counts[row] * _TOKEN_BYTES]
+    width = result.token_ids.shape[1]
+    # Whole rows as `bytes`: the fastest way to many small pieces of one array.
+    row_type = np.dtype((np.void, width * _TOKEN_BYTES))
+    data: list[Any] = np.ascontiguousarray(result.token_ids, "<i4").view(row_type).ravel().tolist()
+    if len(rows) < len(requests):
+        requests, data = [requests[row] for row in rows], [data[row] for row in rows]
+    if width > 1:
+        ends = (result.num_tokens[rows] * _TOKEN_BYTES).tolist()
+        data = [new[:end] for new, end in zip(data, ends, strict=True)]
+    deltas = {}
+    for row, request, new in zip(rows, requests, data, strict=True):
         request.token_ids.frombytes(new)
         deltas[row] = RequestDelta(request.request_id, request.client_id, new)
-        if not request.stop_ids.isdisjoint(tokens[row]):
-            stopping.add(row)
-    return deltas, stopping
+    return deltas
 
 
 def _tokens_until_stop(request: Request, new: list[int]) -> int:
@@ -198,7 +198,9 @@ def _follow_grammar(request: Request, delta: RequestDelta, new: list[int]) -> No
 
 def _describe_first(step: ScheduledStep, deltas: dict[int, RequestDelta]) -> None:
     """What is told once for each admission: cached tokens, waiting time, preemptions."""
-    for row in np.flatnonzero(~step.batch.resident & step.batch.samples).tolist():
+    if step.batch.resident.all():
+        return
+    for row in (~step.batch.resident & step.batch.samples).nonzero()[0].tolist():
         request = step.requests[row]
         if row in deltas:
             deltas[row].num_cached_tokens = request.num_cached_tokens

@@ -10,6 +10,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo, RequestDelta
@@ -173,10 +174,9 @@ class Scheduler:
                 self._preempt(self.slots.least_important, plan)
         if len(lacking):
             plan.new_blocks.append(self._allocate(rows, lacking, num_blocks))
-        num_query = rows.num_drafts + 1
-        self.slots.num_computed[rows.slots] += num_query
-        self.slots.num_pending[rows.slots] += num_query
-        self._budget.left -= int(num_query.sum())
+        self.slots.num_computed[rows.slots] += rows.num_query
+        self.slots.num_pending[rows.slots] += rows.num_query
+        self._budget.left -= int(rows.num_query.sum())
         plan.decodes = rows
 
     def _decode_rows(self, drafting: bool) -> DecodeRows:
@@ -185,7 +185,7 @@ class Scheduler:
         slots, requests = state.decoding()
         room = state.max_total[slots] - state.length[slots] - state.num_pending[slots]
         if len(slots) > self._budget.left or (room <= 0).any():
-            kept = np.flatnonzero(room > 0)[: self._budget.left]
+            kept = (room > 0).nonzero()[0][: self._budget.left]
             slots, room = slots[kept], room[kept]
             requests = [requests[row] for row in kept.tolist()]
         num_drafts = np.zeros(len(slots), np.int32)
@@ -193,16 +193,17 @@ class Scheduler:
             wanted = np.minimum(state.max_drafts[slots], room - 1)
             taken_before = np.cumsum(wanted, dtype=np.int32) - wanted
             num_drafts = np.clip(self._budget.left - len(slots) - taken_before, 0, wanted)
-        return DecodeRows(slots, requests, num_drafts, state.num_computed[slots])
+        num_query = num_drafts + np.int32(1)
+        return DecodeRows(slots, requests, num_query, num_drafts, state.num_computed[slots])
 
-    def _lacking_blocks(self, rows: DecodeRows) -> tuple[Int32, Int32]:
+    def _lacking_blocks(self, rows: DecodeRows) -> tuple[NDArray[np.intp], Int32]:
         """Rows whose blocks do not reach their last query token, and how many they lack."""
-        excess = rows.start + rows.num_drafts + 1 - self.slots.capacity[rows.slots]
-        lacking = np.flatnonzero(excess > 0).astype(np.int32)
+        excess = rows.start + rows.num_query - self.slots.capacity[rows.slots]
+        lacking = (excess > 0).nonzero()[0]
         return lacking, -(-excess[lacking] // self._group.block_size)
 
     def _allocate(
-        self, rows: DecodeRows, lacking: Int32, num_blocks: Int32
+        self, rows: DecodeRows, lacking: NDArray[np.intp], num_blocks: Int32
     ) -> tuple[Int32, Int32, Int32]:
         slots = rows.slots[lacking]
         first = self.slots.capacity[slots] // self._group.block_size

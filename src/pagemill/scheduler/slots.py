@@ -9,6 +9,8 @@ import numpy as np
 from pagemill.scheduler.batch import Int32
 from pagemill.scheduler.request import Request, Status
 
+_NO_TOKEN = -1
+
 
 def _sort_key(request: Request) -> tuple[int, int]:
     return request.sort_key
@@ -33,6 +35,7 @@ class Slots:
         self.max_drafts = np.zeros(num_slots, np.int32)
         self.has_grammar = np.zeros(num_slots, np.bool_)
         self.resident = np.zeros(num_slots, np.bool_)
+        self.stop_ids = np.full((4, num_slots), _NO_TOKEN, np.int32)  # padded columns
         self.epoch = np.zeros(num_slots, np.int64)  # raised when a request leaves the slot
         self._free = list(range(num_slots - 1, -1, -1))
         self._order: list[Request] = []
@@ -80,7 +83,16 @@ class Slots:
         self.max_drafts[slot] = max_drafts
         self.has_grammar[slot] = request.grammar is not None
         self.resident[slot] = False
+        self._set_stop_ids(slot, request.stop_ids)
         insort(self._order, request, key=_sort_key)
+
+    def _set_stop_ids(self, slot: int, stop_ids: frozenset[int]) -> None:
+        excess = len(stop_ids) - len(self.stop_ids)
+        if excess > 0:
+            padding = ((0, excess), (0, 0))
+            self.stop_ids = np.pad(self.stop_ids, padding, constant_values=_NO_TOKEN)
+        self.stop_ids[:, slot] = _NO_TOKEN
+        self.stop_ids[: len(stop_ids), slot] = list(stop_ids)
 
     def make_resident(self, request: Request) -> None:
         """The request samples for the first time since it got the slot."""
