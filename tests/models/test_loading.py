@@ -16,6 +16,8 @@ from pagemill.layers.rope import rope_table
 from pagemill.models.loader import load_model
 from pagemill.models.registry import SUPPORTED_ARCHITECTURES, build_model
 from pagemill.models.weights import weight_slots
+from pagemill.ops import select
+from pagemill.ops.select import select_ops
 from pagemill.quant.select import select_quant
 from pagemill.quant.unquantized import Unquantized
 
@@ -159,5 +161,18 @@ def test_gguf_frequency_factors_equal_llama3_scaling() -> None:
 def test_quantisation_is_selected_by_name() -> None:
     ops = build_context().ops
     assert isinstance(select_quant("none", "cpu", ops), Unquantized)
-    with pytest.raises(ConfigError, match="unknown quantization 'q7'"):
+    with pytest.raises(ConfigError, match="'q7' is unknown on cpu"):
         select_quant("q7", "cpu", ops)
+    with pytest.raises(ConfigError, match="'int8' is unknown on cuda"):
+        select_quant("int8", "cuda", ops)
+
+
+def test_native_kernels_that_were_not_built_are_missed_politely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(select, "find_spec", lambda name: None)
+    ops = build_context().ops
+    with pytest.raises(ConfigError, match=r"needs the C\+\+ kernels"):
+        select_ops("cpu", "cpu")
+    with pytest.raises(ConfigError, match=r"needs the C\+\+ kernels"):
+        select_quant("int8", "cpu", ops)

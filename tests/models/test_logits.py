@@ -13,15 +13,19 @@ from torch import Tensor
 
 from models.harness import ModelHarness, build_context
 from models.tiny import TINY_MODELS, VOCAB, TinyModel, save_tiny_model
+from pagemill.attention.select import select_attention
 from pagemill.attention.torch_sdpa import TorchAttention
 from pagemill.checkpoint.open import open_checkpoint
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.config.model import ModelConfig
 from pagemill.models.base import Model
 from pagemill.models.loader import load_model
+from pagemill.ops.select import has_native_kernels, select_ops
 
 TEXT = torch.randint(3, VOCAB, (40,), generator=torch.Generator().manual_seed(5)).tolist()
 OTHER = TEXT[::-1][:23]
+# (ops, attention); the C++ kernels only where they were built
+KERNELS = [("reference", "torch"), *[("cpu", "cpu")] * has_native_kernels()]
 
 
 @dataclass
@@ -32,26 +36,29 @@ class Pair:
     reference: Callable[[list[int]], Tensor]
 
 
-Load = Callable[[str], Pair]
+Load = Callable[..., Pair]  # (name of a tiny model, ops="reference")
 
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     @cache
-    def make(name: str) -> Pair:
-        folder = tmp_path_factory.mktemp(name)
-        return make_pair(TINY_MODELS[name], folder)
+    def make(name: str, ops: str = "reference") -> Pair:
+        return make_pair(TINY_MODELS[name], tmp_path_factory.mktemp(name), ops=ops)
 
     return make
 
 
 def make_pair(
-    tiny: TinyModel, folder: Path, change: Callable[[ModelConfig], ModelConfig] = lambda c: c
+    tiny: TinyModel,
+    folder: Path,
+    change: Callable[[ModelConfig], ModelConfig] = lambda config: config,
+    ops: str = "reference",
 ) -> Pair:
     reference = save_tiny_model(tiny, folder)
     checkpoint = open_checkpoint(folder)
     config = change(checkpoint.model_config())
-    return Pair(load_model(config, build_context(), iterate_weights(checkpoint)), reference)
+    context = build_context(ops=select_ops("cpu", ops))
+    return Pair(load_model(config, context, iterate_weights(checkpoint)), reference)
 
 
 def relative_error(ours: Tensor, expected: Tensor) -> float:
@@ -65,10 +72,11 @@ def test_whole_text_matches_transformers(load: Load, name: str) -> None:
     assert relative_error(ours, pair.reference(TEXT)) < 2e-5
 
 
+@pytest.mark.parametrize("kernels", KERNELS, ids=lambda kernels: kernels[0])
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_chunks_of_five_match_transformers(load: Load, name: str) -> None:
-    pair = load(name)
-    ours = ModelHarness(pair.model, TorchAttention()).chunked(TEXT, 5)
+def test_chunks_of_five_match_transformers(load: Load, name: str, kernels: tuple[str, str]) -> None:
+    pair = load(name, kernels[0])
+    ours = ModelHarness(pair.model, select_attention("cpu", kernels[1])).chunked(TEXT, 5)
     assert relative_error(ours, pair.reference(TEXT)) < 2e-5
 
 

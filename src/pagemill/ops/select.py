@@ -31,6 +31,8 @@ def instantiate(classes: ClassTable, name: str, kind: str, default: str) -> Any:
     name = default if name == "default" else name
     if name not in classes:
         raise ConfigError(f"unknown {kind} {name!r}; there are default, {', '.join(classes)}")
+    if name == "cpu" and not has_native_kernels():
+        raise ConfigError(f"{kind} 'cpu' needs the C++ kernels; install with a C++ compiler")
     module, cls = classes[name]
     return getattr(import_module(module), cls)()
 
@@ -38,3 +40,8 @@ def instantiate(classes: ClassTable, name: str, kind: str, default: str) -> Any:
 def default_name(device_type: str, fallback: str) -> str:
     """Triton on CUDA where it is installed, otherwise the fallback."""
     return "triton" if device_type == "cuda" and find_spec("triton") else fallback
+
+
+def has_native_kernels() -> bool:
+    """Whether the C++ kernels were built when the package was installed."""
+    return find_spec("pagemill.ops.cpu._native") is not None

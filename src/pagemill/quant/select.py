@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pagemill.errors import ConfigError
 from pagemill.ops.base import Ops
+from pagemill.ops.select import has_native_kernels
 from pagemill.quant.base import QuantMethod
 from pagemill.quant.unquantized import Unquantized
 
@@ -12,4 +13,10 @@ def select_quant(name: str, device_type: str, ops: Ops) -> QuantMethod:
     """The method called `name` for a device. Raises ConfigError where there is none."""
     if name == "none":
         return Unquantized(ops)
-    raise ConfigError(f"unknown quantization {name!r} on {device_type}; there is: none")
+    if name == "int8" and device_type == "cpu":
+        if not has_native_kernels():
+            raise ConfigError("int8 on CPUs needs the C++ kernels; install with a C++ compiler")
+        from pagemill.quant.int8 import Int8
+
+        return Int8()
+    raise ConfigError(f"quantization {name!r} is unknown on {device_type}; there are none, int8")
