@@ -73,11 +73,10 @@ def _reference(shape: ModelShape, q: Tensor, batch: ForwardBatch) -> Tensor:
 def _split_variants(base: SplitPlan) -> list[SplitPlan]:
     return [
         base,
-        replace(base, num_stages=4),
+        replace(base, num_stages=5),
         replace(base, block_n=32, num_stages=5),
-        replace(base, block_n=32, num_warps=2, num_stages=4),
-        replace(base, block_n=64, num_warps=2, num_stages=3),
-        replace(base, block_n=128, num_stages=3),
+        replace(base, block_n=32, num_warps=2, num_stages=3),
+        replace(base, block_n=32, num_warps=2, num_stages=5),
         replace(base, block_n=128, num_warps=8, num_stages=3),
         replace(base, num_splits=max(1, base.num_splits // 4)),
     ]
@@ -132,12 +131,11 @@ def _prefill(
     base = packed_config(shape.heads.head_dim, q.dtype)
     configs = [
         base,
-        PackedConfig(128, 128, 8, 2),
+        PackedConfig(128, 64, 8, 5),
         PackedConfig(128, 128, 8, 3),
-        PackedConfig(128, 64, 8, 4),
-        PackedConfig(128, 64, 4, 3),
         PackedConfig(64, 64, 4, 3),
-        PackedConfig(64, 128, 4, 3),
+        PackedConfig(64, 64, 4, 5),
+        PackedConfig(64, 32, 4, 5),
     ]
     for number, config in enumerate(configs):
 

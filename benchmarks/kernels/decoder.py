@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from attention import make_batch
 from shapes import LLAMA_8B, QWEN3_06B, ModelShape
-from timing import Limits, Result, relative_error, replay_time
+from timing import Limits, Result, graph_time, relative_error
 from torch import Tensor
 
 from pagemill.attention.base import ForwardBatch
@@ -120,17 +120,6 @@ def _decoder(shape: ModelShape) -> Decoder:
     )
 
 
-def _step_time(step: object) -> float:
-    call = step
-    assert callable(call)
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return replay_time(graph)
-
-
 def _results(shape: ModelShape, rows: int, seq_len: int, limits: Limits) -> Iterator[Result]:
     torch.cuda.empty_cache()
     decoder, ops, cublas = _decoder(shape), TritonOps(), CublasOps()
@@ -149,7 +138,7 @@ def _results(shape: ModelShape, rows: int, seq_len: int, limits: Limits) -> Iter
         steps.append(("fused", lambda: decoder.fused(ops, hidden, batch)))
     for name, step in steps:
         error = relative_error(step(), expected)
-        seconds = _step_time(lambda step=step: ops.argmax(step()))
+        seconds = graph_time([lambda step=step: ops.argmax(step())])
         variant = f"{name}: {rows / seconds:.0f} tok/s"
         yield Result(f"{shape.name} step {rows} x {seq_len}", variant, seconds * 1e6, limit, error)
 

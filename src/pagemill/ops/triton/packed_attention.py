@@ -24,7 +24,11 @@ from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_i
 
 @dataclass(frozen=True, slots=True)
 class PackedConfig:
-    """Tile shapes: `block_m` (token, head) pairs against `block_n` keys."""
+    """Tile shapes: `block_m` (token, head) pairs against `block_n` keys.
+
+    Pages are loaded after the table's entries, so only every second stage (3, 5, ..) adds a tile
+    that is loaded ahead.
+    """
 
     block_m: int
     block_n: int
@@ -37,7 +41,7 @@ def packed_config(head_dim: int, dtype: torch.dtype) -> PackedConfig:
     if dtype == torch.float32:
         return PackedConfig(32, 32, 4, 1)
     if head_dim > 128:
-        return PackedConfig(128, 32, 8, 2)
+        return PackedConfig(128, 32, 8, 3)
     return PackedConfig(128, 64, 8, 3)
 
 
