@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from hashlib import blake2b
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +45,14 @@ def extend(hashes: list[bytes], token_ids: array[int], block_size: int, key: byt
 
 def split_hashes(data: bytes) -> list[bytes]:
     """The single hashes of `hash_blocks`' result."""
-    bounds = range(0, len(data) + 1, HASH_BYTES)
-    return [data[start:end] for start, end in pairwise(bounds)]
+    return [data[start : start + HASH_BYTES] for start in range(0, len(data), HASH_BYTES)]
 
 
 def _chain(parent: bytes, data: bytes, block_size: int, key: bytes) -> list[bytes]:
     stride = block_size * _TOKEN_BYTES
     hashes = []
-    for start, end in pairwise(range(0, len(data) + 1, stride)):
-        parent = blake2b(parent + data[start:end], digest_size=HASH_BYTES, key=key).digest()
+    for end in range(stride, len(data) + 1, stride):
+        block = data[end - stride : end]
+        parent = blake2b(parent + block, digest_size=HASH_BYTES, key=key).digest()
         hashes.append(parent)
     return hashes

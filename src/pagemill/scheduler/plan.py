@@ -50,7 +50,9 @@ class StepPlan:
     decodes: DecodeRows = field(default_factory=lambda: DecodeRows(_NO_INT32, [], *3 * [_NO_INT32]))
     prefills: list[PrefillRow] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
-    new_blocks: list[tuple[Int32, Int32, Int32]] = field(default_factory=list)  # as in NewBlocks
+    block_slots: list[int] = field(default_factory=list)  # this and the next two: as NewBlocks
+    block_index: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
     num_preempted: int = 0
 
     @property
@@ -59,10 +61,9 @@ class StepPlan:
 
     def add_blocks(self, slot: int, first_index: int, block_ids: list[int]) -> None:
         """Append blocks to the table of one request."""
-        if block_ids:
-            index = np.arange(first_index, first_index + len(block_ids), dtype=np.int32)
-            slots = np.full(len(block_ids), slot, np.int32)
-            self.new_blocks.append((slots, index, np.array(block_ids, np.int32)))
+        self.block_slots += [slot] * len(block_ids)
+        self.block_index += range(first_index, first_index + len(block_ids))
+        self.block_ids += block_ids
 
     def build(self, slots: Slots) -> ScheduledStep | None:
         """The step, or None when it would have no rows."""
@@ -81,6 +82,7 @@ class StepPlan:
 
     def _rows(self) -> Batch:
         decodes, prefills = self.decodes, self.prefills
+        columns = self.block_slots, self.block_index, self.block_ids
         all_true = np.ones(len(decodes.requests), np.bool_)
         batch = Batch(
             slots=decodes.slots,
@@ -90,7 +92,7 @@ class StepPlan:
             samples=all_true,
             resident=all_true,
             prompt_tokens=_NO_INT32,
-            new_blocks=self._join_blocks(),
+            new_blocks=NewBlocks(*map(_to_int32, columns)),
         )
         if prefills:
             batch.slots = _append(batch.slots, [row.slot for row in prefills])
@@ -101,14 +103,6 @@ class StepPlan:
             batch.resident = np.append(all_true, np.zeros(len(prefills), np.bool_))
             batch.prompt_tokens = _known_tokens(prefills)
         return batch
-
-    def _join_blocks(self) -> NewBlocks:
-        if not self.new_blocks:
-            return NewBlocks(_NO_INT32, _NO_INT32, _NO_INT32)
-        if len(self.new_blocks) == 1:
-            return NewBlocks(*self.new_blocks[0])
-        slots, index, block_ids = zip(*self.new_blocks, strict=True)
-        return NewBlocks(np.concatenate(slots), np.concatenate(index), np.concatenate(block_ids))
 
     def _add_features(self, batch: Batch, slots: Slots) -> None:
         constrained = slots.has_grammar[batch.slots] & batch.samples
@@ -123,8 +117,12 @@ class StepPlan:
             batch.prompt_logprobs = _append(nothing, wanted)
 
 
+def _to_int32(values: list[int]) -> Int32:
+    return np.array(values, np.int32)
+
+
 def _append(decodes: Int32, prefills: list[int]) -> Int32:
-    return np.concatenate((decodes, np.array(prefills, np.int32)))
+    return np.concatenate((decodes, _to_int32(prefills)))
 
 
 def _known_tokens(rows: list[PrefillRow]) -> Int32:

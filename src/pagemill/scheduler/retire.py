@@ -46,7 +46,7 @@ class Retirement:
         rows = (current & step.batch.samples).nonzero()[0]
         grown = self._settle(step, result, rows)
         preempted = self._settle_preempted(step, current)
-        deltas = _append_tokens(step.requests, result, rows.tolist() + preempted)
+        deltas = _append_tokens(step.requests, result, sorted(rows.tolist() + preempted))
         for row in (*self._may_end(step, result, rows), *preempted):
             self._conclude(step.requests[row], deltas[row], result.token_ids[row])
         self._keep_generated(step.requests, grown)
@@ -63,15 +63,13 @@ class Retirement:
         slots, block_size = self._slots, self._cache.group.block_size
         sampling, num_drafts = step.batch.slots[rows], step.batch.num_drafts[rows]
         num_tokens = result.num_tokens[rows]
-        num_rejected = num_drafts + 1 - num_tokens
         before = slots.length[sampling]
         after = before + num_tokens
         slots.num_pending[sampling] -= num_drafts + 1
-        slots.num_computed[sampling] -= num_rejected
         slots.length[sampling] = after
         if num_drafts.any():
             self.num_draft_tokens += int(num_drafts.sum())
-            self.num_accepted_tokens += int((num_drafts - num_rejected).sum())
+            self.num_accepted_tokens += int((num_tokens - 1).sum())
         # The last token is not computed yet, so it does not complete a block.
         grown: list[int] = rows[(after - 1) // block_size > (before - 1) // block_size].tolist()
         return grown
@@ -90,7 +88,8 @@ class Retirement:
         """Current rows with a stop token, at their full length, or with a grammar."""
         slots, sampling = self._slots, step.batch.slots[rows]
         ending = slots.length[sampling] >= slots.max_total[sampling]
-        ending |= slots.has_grammar[sampling]
+        if step.batch.grammar_rows is not None:
+            ending |= slots.has_grammar[sampling]
         stops = slots.stop_ids[:, sampling]
         for column in result.token_ids[rows].T:
             ending |= (stops == column).any(axis=0)
@@ -150,7 +149,7 @@ class Retirement:
 def _append_tokens(
     requests: list[Request], result: StepResult, rows: list[int]
 ) -> dict[int, RequestDelta]:
-    """Append the new tokens of these rows; returns their deltas by row.
+    """Append the new tokens of these rows, given in order; returns their deltas by row.
 
     The loops over all rows of a step are here and nowhere else.
     """

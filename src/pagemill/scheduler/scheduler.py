@@ -172,9 +172,8 @@ class Scheduler:
                 drafting = False
             else:
                 self._preempt(self.slots.least_important, plan)
-        if len(lacking):
-            plan.new_blocks.append(self._allocate(rows, lacking, num_blocks))
-        self.slots.num_computed[rows.slots] += rows.num_query
+        for row, count in zip(lacking.tolist(), num_blocks.tolist(), strict=True):
+            self._add_blocks(plan, rows.requests[row], count)
         self.slots.num_pending[rows.slots] += rows.num_query
         self._budget.left -= int(rows.num_query.sum())
         plan.decodes = rows
@@ -183,38 +182,24 @@ class Scheduler:
         """Resident requests that are not certain to be finished by what is in flight."""
         state = self.slots
         slots, requests = state.decoding()
-        room = state.max_total[slots] - state.length[slots] - state.num_pending[slots]
+        longest = state.length[slots] + state.num_pending[slots]
+        room = state.max_total[slots] - longest
         if len(slots) > self._budget.left or (room <= 0).any():
             kept = (room > 0).nonzero()[0][: self._budget.left]
-            slots, room = slots[kept], room[kept]
+            slots, room, longest = slots[kept], room[kept], longest[kept]
             requests = [requests[row] for row in kept.tolist()]
         num_drafts = np.zeros(len(slots), np.int32)
         if drafting:
             wanted = np.minimum(state.max_drafts[slots], room - 1)
             taken_before = np.cumsum(wanted, dtype=np.int32) - wanted
             num_drafts = np.clip(self._budget.left - len(slots) - taken_before, 0, wanted)
-        num_query = num_drafts + np.int32(1)
-        return DecodeRows(slots, requests, num_query, num_drafts, state.num_computed[slots])
+        return DecodeRows(slots, requests, num_drafts + np.int32(1), num_drafts, longest - 1)
 
     def _lacking_blocks(self, rows: DecodeRows) -> tuple[NDArray[np.intp], Int32]:
         """Rows whose blocks do not reach their last query token, and how many they lack."""
         excess = rows.start + rows.num_query - self.slots.capacity[rows.slots]
         lacking = (excess > 0).nonzero()[0]
         return lacking, -(-excess[lacking] // self._group.block_size)
-
-    def _allocate(
-        self, rows: DecodeRows, lacking: NDArray[np.intp], num_blocks: Int32
-    ) -> tuple[Int32, Int32, Int32]:
-        slots = rows.slots[lacking]
-        first = self.slots.capacity[slots] // self._group.block_size
-        block_ids: list[int] = []
-        for row, count in zip(lacking.tolist(), num_blocks.tolist(), strict=True):
-            block_ids += self.cache.allocate(rows.requests[row].blocks, count)
-        self.slots.capacity[slots] += num_blocks * self._group.block_size
-        taken_before = np.cumsum(num_blocks, dtype=np.int32) - num_blocks
-        index = np.repeat(first - taken_before, num_blocks)
-        index += np.arange(len(index), dtype=np.int32)
-        return np.repeat(slots, num_blocks), index, np.array(block_ids, np.int32)
 
     # Requests with known text to compute: one by one, as the limits say.
 
@@ -244,11 +229,10 @@ class Scheduler:
         return num_query
 
     def _add_prefill(self, plan: StepPlan, request: Request, start: int, num_query: int) -> None:
-        slot, end, held = request.slot, start + num_query, len(request.blocks.block_ids)
-        num_new = self._group.blocks_for(end) - held
-        if num_new > 0:
-            plan.add_blocks(slot, held, self.cache.allocate(request.blocks, num_new))
-            self.slots.capacity[slot] = (held + num_new) * self._group.block_size
+        slot, end = request.slot, start + num_query
+        num_blocks = self._group.blocks_for(end) - len(request.blocks.block_ids)
+        if num_blocks > 0:
+            self._add_blocks(plan, request, num_blocks)
         self.slots.num_computed[slot] = end
         samples = end == len(request.token_ids)
         if samples:
@@ -258,6 +242,11 @@ class Scheduler:
         for limit in self._limits:
             limit.take(request, num_query)
         plan.prefills.append(PrefillRow(request, slot, start, num_query, samples))
+
+    def _add_blocks(self, plan: StepPlan, request: Request, count: int) -> None:
+        num_held = len(request.blocks.block_ids)
+        plan.add_blocks(request.slot, num_held, self.cache.allocate(request.blocks, count))
+        self.slots.capacity[request.slot] = (num_held + count) * self._group.block_size
 
     # Waiting requests.
 

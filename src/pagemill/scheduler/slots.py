@@ -19,11 +19,11 @@ def _sort_key(request: Request) -> tuple[int, int]:
 class Slots:
     """Running requests: a row of counters for each, and their order of importance.
 
-    `num_computed` and `num_pending` are optimistic: scheduling raises them as if every draft were
-    accepted, retiring takes back what was not. `num_pending` counts tokens that the device has or
-    will have sampled but the host has not seen, so `length + num_pending` is the most that a
-    request can have. A *resident* request's next input token is in its slot on the device; such a
-    request has always one token to compute: `num_computed == length + num_pending - 1`.
+    `num_pending` counts tokens that the device has or will have sampled but the host has not seen.
+    It is optimistic: scheduling raises it as if every draft were accepted, retiring takes back
+    what was promised and raises `length` by what came. So `length + num_pending` is the most that
+    a request can have. A *resident* request's next input token is in its slot on the device; it
+    has computed everything but that token. `num_computed` is about the other requests.
     """
 
     def __init__(self, num_slots: int) -> None:
