@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,14 @@ class Event(Protocol):
     def query(self) -> bool: ...
 
 
+class Task(Protocol[T_co]):
+    """Work that was submitted to a device."""
+
+    def result(self) -> T_co:
+        """What the work returned; raises what it raised. Waits for the device's thread."""
+        ...
+
+
 class Device(Protocol):
     """One device with one stream."""
 
@@ -40,6 +53,24 @@ class Device(Protocol):
 
     def free_memory(self) -> int:
         """Bytes that may still be allocated."""
+        ...
+
+    def submit(self, work: Callable[[], T]) -> Task[T]:
+        """Run `work`, which enqueues device work, after all work submitted before.
+
+        A CPU computes it on a thread of its own; for CUDA it is called at once.
+        """
+        ...
+
+    def peak_memory(self, work: Callable[[], None]) -> int:
+        """Bytes that `work` needs for a while; 0, without running it, where none are set aside."""
+        ...
+
+    def allocate(self, num_bytes: int) -> Tensor:
+        """Zeroed memory, uint8 [num_bytes]; a CPU provides its pages when they are touched.
+
+        Raises MemoryError, or torch.OutOfMemoryError on CUDA.
+        """
         ...
 
     def staging(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -54,6 +85,14 @@ class Device(Protocol):
         """Enqueue a copy to `out`, host staging memory."""
         ...
 
+    def from_numpy(self, array: NDArray[Any]) -> Tensor:
+        """A device copy of `array`, which may be changed at once. For small, rare uploads."""
+        ...
+
     def record_event(self) -> Event: ...
 
     def synchronize(self) -> None: ...
+
+    def close(self) -> None:
+        """Finish the submitted work and end the device's thread."""
+        ...

@@ -1,0 +1,195 @@
+"""The executor of one process and one device, and how it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pagemill.attention.base import AttentionBackend
+from pagemill.attention.select import select_attention
+from pagemill.checkpoint.base import Checkpoint
+from pagemill.checkpoint.open import open_checkpoint
+from pagemill.checkpoint.weights import iterate_weights
+from pagemill.config.engine import EngineConfig
+from pagemill.config.model import ModelConfig
+from pagemill.device.base import Device
+from pagemill.device.select import select_device
+from pagemill.engine.messages import EngineInfo
+from pagemill.errors import ModelLoadError, PageMillError
+from pagemill.layers.base import BuildContext
+from pagemill.models.base import Model
+from pagemill.models.loader import load_model
+from pagemill.models.registry import build_model
+from pagemill.models.weights import weight_slots
+from pagemill.ops.select import select_ops
+from pagemill.quant.select import select_quant
+from pagemill.runner.memory import (
+    CacheFit,
+    allocate_cache,
+    block_bytes,
+    cache_budget,
+    fit_cache,
+    largest_batch,
+)
+from pagemill.runner.results import PendingStep
+from pagemill.runner.runner import ModelRunner
+from pagemill.scheduler.batch import Batch
+from pagemill.speculative.select import select_speculator
+
+Report = Callable[[str], None]
+
+_GIB = 2**30
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+_QUANTIZED_BYTES = 1  # at least, per weight
+
+
+class LocalExecutor:
+    """Implements `Executor` with a runner in this process."""
+
+    def __init__(self, runner: ModelRunner, device: Device, info: EngineInfo) -> None:
+        self._runner = runner
+        self._device = device
+        self._info = info
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def forward(self, batch: Batch) -> None:
+        self._runner.forward(batch)
+
+    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingStep:
+        return self._runner.sample(batch, bitmask)
+
+    def control(self, method: str, args: list[Any]) -> Any:
+        """Raises PageMillError: there is nothing yet to control."""
+        raise PageMillError(f"this engine has no operation {method!r}")
+
+    def shutdown(self) -> None:
+        self._device.close()
+
+
+def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
+    """Load the model that `config` names and give it a KV cache that fits.
+
+    `report` is told the phases. Raises ModelLoadError or ConfigError with one readable line.
+    """
+    device = select_device(config.device, config.num_threads)
+    checkpoint = open_checkpoint(config.model)
+    # The rotary tables need no more places than the context that is served.
+    model_config = replace(checkpoint.model_config(), max_position=config.max_model_len)
+    attention = select_attention(device.type, config.attention_backend)
+    context = _build_context(config, device)
+    num_bytes = _check_weights_fit(config, model_config, context, device)
+    model = _load(config, model_config, context, checkpoint, report)
+    fit = _fit_memory(config, model, device, attention, report)
+    if fit.remark:
+        report(fit.remark)
+    fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
+    runner = _build_runner(fitted, model, device, attention, fit.num_blocks)
+    info = EngineInfo(
+        max_model_len=fit.max_model_len,
+        num_blocks=fit.num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        device=device.info().name,
+        dtype=config.dtype,
+        attention=attention.name,
+        quantization=config.quantization,
+        weight_bytes=num_bytes,
+        cache_bytes=fit.num_bytes,
+    )
+    return LocalExecutor(runner, device, info)
+
+
+def _build_context(config: EngineConfig, device: Device) -> BuildContext:
+    ops = select_ops(device.type, config.ops)
+    quant = select_quant(config.quantization, device.type, ops)
+    return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
+
+
+def _check_weights_fit(
+    config: EngineConfig, model_config: ModelConfig, context: BuildContext, device: Device
+) -> int:
+    """The bytes of the weights in memory, found without allocating them."""
+    meta = build_model(model_config, replace(context, device=torch.device("meta")))
+    num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
+    itemsize = context.dtype.itemsize if config.quantization == "none" else _QUANTIZED_BYTES
+    needed, free = num_weights * itemsize, device.free_memory()
+    if needed > free:
+        raise ModelLoadError(
+            f"the weights of {config.model} need {needed / _GIB:.1f} GiB as {config.dtype}, but "
+            f"only {free / _GIB:.1f} GiB of memory are free on {device.info().name}: free some, "
+            "take a smaller type with --dtype or --quantization, or a smaller model"
+        )
+    return needed
+
+
+def _load(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    context: BuildContext,
+    checkpoint: Checkpoint,
+    report: Report,
+) -> Model:
+    if config.load_format == "dummy":
+        report("making random weights")
+        return load_model(model_config, context, None, seed=config.seed)
+    percent = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal percent
+        if (now := 100 * done // max(total, 1)) != percent:
+            percent = now
+            report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
+
+    progress(0, checkpoint.weight_bytes())
+    return load_model(model_config, context, iterate_weights(checkpoint, progress=progress))
+
+
+def _fit_memory(
+    config: EngineConfig,
+    model: Model,
+    device: Device,
+    attention: AttentionBackend,
+    report: Report,
+) -> CacheFit:
+    report("measuring memory")
+
+    def run_largest_batch() -> None:
+        runner = _build_runner(config, model, device, attention, num_blocks=1)
+        batch = largest_batch(config)
+        runner.forward(batch)
+        runner.sample(batch).wait()
+
+    budget = cache_budget(config, device, device.peak_memory(run_largest_batch))
+    per_block = block_bytes(model.kv_cache_specs(), config.block_size, _DTYPES[config.dtype])
+    return fit_cache(config, budget, per_block)
+
+
+def _build_runner(
+    config: EngineConfig,
+    model: Model,
+    device: Device,
+    attention: AttentionBackend,
+    num_blocks: int,
+) -> ModelRunner:
+    cache = allocate_cache(
+        device,
+        model.kv_cache_specs(),
+        num_blocks,
+        config.block_size,
+        _DTYPES[config.dtype],
+    )
+    return ModelRunner(config, model, device, attention, cache, select_speculator(config))

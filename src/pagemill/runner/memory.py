@@ -1,0 +1,133 @@
+"""How many blocks the KV cache gets, and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pagemill.attention.base import LayerCache
+from pagemill.config.engine import EngineConfig
+from pagemill.device.base import Device
+from pagemill.errors import ModelLoadError
+from pagemill.models.base import KVCacheSpec
+from pagemill.params import SamplingParams
+from pagemill.scheduler.batch import Admission, Batch, NewBlocks
+
+_GIB = 2**30
+_CPU_SHARE = 0.9  # of the free memory, left to the cache and the activations beside it
+_NUM_NULL_BLOCKS = 1  # block 0 belongs to no request
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFit:
+    """`num_blocks` includes the null block; `remark` is for the user, "" when all is as asked."""
+
+    num_blocks: int
+    num_bytes: int
+    max_model_len: int
+    remark: str = ""
+
+
+def block_bytes(specs: Sequence[KVCacheSpec], block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block in all layers, keys and values."""
+    return sum(2 * s.num_kv_heads * s.head_dim * block_size * dtype.itemsize for s in specs)
+
+
+def cache_budget(config: EngineConfig, device: Device, activation_bytes: int) -> int:
+    """Bytes that the cache may take, with the weights already in memory."""
+    free = device.free_memory()
+    if device.type == "cpu":
+        free = int(free * _CPU_SHARE)
+        if not config.kv_cache_bytes:
+            used = device.info().total_memory - device.free_memory()
+            free = min(free, int(device.info().total_memory * config.memory_utilization) - used)
+    elif not config.kv_cache_bytes:
+        total = device.info().total_memory
+        return int(total * config.memory_utilization) - (total - free) - activation_bytes
+    return min(free, config.kv_cache_bytes) if config.kv_cache_bytes else free
+
+
+def fit_cache(config: EngineConfig, budget: int, bytes_per_block: int) -> CacheFit:
+    """As many blocks as the budget holds, and the context length that they can hold.
+
+    Raises ModelLoadError when not even a short context fits, or not the length that was asked for.
+    """
+    num_blocks = max(0, budget) // bytes_per_block
+    num_tokens = (num_blocks - _NUM_NULL_BLOCKS) * config.block_size
+    fitting = min(config.max_model_len, num_tokens)
+    per_token = bytes_per_block / config.block_size
+    needed = (config.max_model_len + config.block_size) * per_token / _GIB
+    room = f"{max(0, budget) / _GIB:.2f} GiB"
+    if fitting < config.block_size or (
+        config.max_model_len_fixed and fitting < config.max_model_len
+    ):
+        raise ModelLoadError(
+            f"a context of {config.max_model_len} tokens needs {needed:.2f} GiB of KV cache, but "
+            f"there is room for {room}: lower --max-model-len, raise --kv-cache-bytes or "
+            "--memory-utilization, or free memory"
+        )
+    remark = ""
+    if fitting < config.max_model_len:
+        remark = (
+            f"context length lowered from {config.max_model_len} to {fitting} tokens, which is "
+            f"what a KV cache of {room} holds; --kv-cache-bytes changes its size"
+        )
+    return CacheFit(num_blocks, num_blocks * bytes_per_block, fitting, remark)
+
+
+def allocate_cache(
+    device: Device,
+    specs: Sequence[KVCacheSpec],
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+) -> list[LayerCache]:
+    """Zeroed pages for every layer. Raises ModelLoadError when the device has too little memory."""
+    try:
+        return [
+            LayerCache(*(_pages(device, spec, num_blocks, block_size, dtype) for _ in "kv"))
+            for spec in specs
+        ]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise ModelLoadError(
+            "the KV cache does not fit into memory; lower --memory-utilization, "
+            "--kv-cache-bytes or --max-model-len"
+        ) from None
+
+
+def _pages(
+    device: Device, spec: KVCacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype
+) -> torch.Tensor:
+    shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    return device.allocate(num_bytes).view(dtype).view(shape)
+
+
+def largest_batch(config: EngineConfig) -> Batch:
+    """A step as large as the settings allow, all of whose tokens are in the null block."""
+    num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    num_tokens = min(config.max_num_batched_tokens, num_rows * config.max_model_len)
+    num_query = np.full(num_rows, num_tokens // num_rows, np.int32)
+    num_query[: num_tokens % num_rows] += 1
+    nothing = np.zeros(0, np.int32)
+    params = SamplingParams(temperature=1.0, top_p=0.9)
+    text = np.zeros(1, np.int32)
+    return Batch(
+        slots=np.arange(num_rows, dtype=np.int32),
+        num_query=num_query,
+        num_drafts=np.zeros(num_rows, np.int32),
+        start=np.zeros(num_rows, np.int32),
+        samples=np.ones(num_rows, np.bool_),
+        resident=np.zeros(num_rows, np.bool_),
+        prompt_tokens=np.zeros(num_tokens, np.int32),
+        new_blocks=NewBlocks(nothing, nothing, nothing),
+        admitted=[
+            Admission(slot, "", params, slot, nothing, 0, text, 1) for slot in range(num_rows)
+        ],
+        num_tokens=num_tokens,
+        max_query_len=int(num_query.max()),
+        max_seq_len=int(num_query.max()),
+    )

@@ -1,0 +1,213 @@
+"""Runs batches: inputs, forward pass, sampling, results. The same code on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pagemill.attention.base import AttentionBackend, ForwardBatch, LayerCache
+from pagemill.config.engine import EngineConfig
+from pagemill.device.base import Device, Task
+from pagemill.models.base import Model
+from pagemill.runner.advance import advance
+from pagemill.runner.inputs import BatchLayout, build, logit_rows, pack
+from pagemill.runner.prompt_texts import PromptSpan, PromptTexts
+from pagemill.runner.results import (
+    PendingStep,
+    PlacedLogprobs,
+    StepOutput,
+    download,
+    download_logprobs,
+)
+from pagemill.runner.slots import SlotState
+from pagemill.runner.staging import StagingRing
+from pagemill.sampling.base import AcceptedTokens, LogitRows
+from pagemill.sampling.bitmask import apply_bitmask
+from pagemill.sampling.logprobs import TopLogprobs, prompt_logprobs, top_logprobs
+from pagemill.sampling.sampler import Sampler
+from pagemill.sampling.token_history import TokenHistory
+from pagemill.scheduler.batch import Admission, Batch
+from pagemill.speculative.base import Speculator
+
+_STEPS_IN_FLIGHT = 1
+_FIELDS_PER_TOKEN = 4
+
+
+@dataclass(slots=True)
+class _ForwardStep:
+    """What sampling needs of the forward pass before it."""
+
+    layout: BatchLayout
+    fields: dict[str, Tensor]
+    rows: LogitRows
+    logits: Tensor  # [L, vocab] float32
+    spans: list[PromptSpan]
+    hidden: Tensor  # [num_tokens, hidden]
+
+
+class ModelRunner:
+    """Owns the slots, the KV cache and the sampler of one model on one device.
+
+    `forward` and `sample` are called in turn, once each per batch. They return when the work is
+    submitted; a batch must not be changed afterwards.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: Model,
+        device: Device,
+        attention: AttentionBackend,
+        kv_cache: list[LayerCache],
+        speculator: Speculator | None = None,
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._attention = attention
+        self._kv_cache = kv_cache
+        self._block_size = config.block_size
+        self._speculator = speculator
+        max_drafts = speculator.max_drafts if speculator else 0
+        max_blocks = -(-(config.max_model_len + max_drafts) // config.block_size)
+        self._slots = SlotState(
+            config.max_num_seqs, max_blocks, max_drafts, model.vocab_size, device.torch_device
+        )
+        self._sampler = Sampler(config.max_num_seqs, model.vocab_size, device, self._slots.sampling)
+        self._history: TokenHistory | None = None
+        if speculator is not None:
+            width = config.max_model_len + max_drafts
+            self._history = TokenHistory(config.max_num_seqs, width, device)
+        self._num_logprobs = np.full(config.max_num_seqs, -1, np.int64)  # -1: none
+        self._prompts = PromptTexts(model.vocab_size)
+        capacity = 8 * _FIELDS_PER_TOKEN * (config.max_num_batched_tokens + config.max_num_seqs)
+        self._staging = StagingRing(device, _STEPS_IN_FLIGHT + 1, capacity)
+        self._forward_task: Task[None] | None = None
+        self._step: _ForwardStep | None = None
+
+    def forward(self, batch: Batch) -> None:
+        """Submit the forward pass."""
+        self._forward_task = self._device.submit(lambda: self._forward(batch))
+
+    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingStep:
+        """Submit the sampling of the batch that was given to `forward` last.
+
+        `bitmask` [len(grammar_rows), words] restricts the logits of the batch's grammar rows.
+        """
+        assert self._forward_task is not None
+        sampling = self._device.submit(lambda: self._sample(batch, bitmask))
+        return PendingStep(self._forward_task, sampling)
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch) -> None:
+        self._step = None
+        self._admit(batch.admitted)
+        layout = BatchLayout.of(batch)
+        fields = self._staging.upload(self._slots.pack(batch) | pack(batch, layout))
+        self._slots.update(fields)
+        forward = build(batch, layout, fields, self._slots, self._block_size)
+        forward.kv_cache = self._kv_cache
+        forward.attention = self._attention
+        forward.plan = self._attention.plan(forward)
+        hidden = self._model.forward(forward)
+        self._step = _ForwardStep(
+            layout=layout,
+            fields=fields,
+            rows=logit_rows(layout, fields, forward, self._slots),
+            logits=self._compute_logits(hidden, forward, layout),
+            spans=self._prompts.spans(batch, layout),
+            hidden=hidden,
+        )
+
+    @torch.inference_mode()
+    def _sample(self, batch: Batch, bitmask: NDArray[np.int32] | None) -> StepOutput:
+        step = self._step
+        assert step is not None, "the forward pass of this batch has failed"
+        self._step = None
+        wanted = np.flatnonzero(self._num_logprobs[step.rows.host_slots] >= 0)
+        logits = step.logits
+        if len(wanted) and (bitmask is not None or self._sampler.changes_logits(step.rows)):
+            logits = logits.clone()  # log-probabilities are of the model's own logits
+        if bitmask is not None:
+            self._restrict(logits, step.layout, batch, bitmask)
+        self._sampler.process(logits, step.rows)
+        tokens = self._sampler.draw(logits, step.rows)
+        accepted = advance(step.layout, step.fields, tokens, self._slots)
+        self._sampler.observe(accepted)
+        self._speculate(accepted, batch.max_seq_len)
+        return StepOutput(
+            tokens=download(accepted.tokens.int(), self._device),
+            num_tokens=self._num_tokens(batch, step.layout, accepted),
+            row_logprobs=self._row_logprobs(step, tokens, wanted),
+            prompt_logprobs=[(span, self._score(step.hidden, span)) for span in step.spans],
+            event=self._device.record_event(),
+        )
+
+    def _admit(self, admitted: Sequence[Admission]) -> None:
+        self._sampler.admit(admitted)
+        self._prompts.admit(admitted)
+        for admission in admitted:
+            asked = admission.params.logprobs
+            top = -1 if asked is None else asked if asked >= 0 else self._model.vocab_size
+            self._num_logprobs[admission.slot] = top
+            if self._history is not None:
+                token_ids = self._device.from_numpy(admission.token_ids.astype(np.int32))
+                self._history.fill(admission.slot, token_ids)
+
+    def _compute_logits(self, hidden: Tensor, forward: ForwardBatch, layout: BatchLayout) -> Tensor:
+        if not len(layout.logit_row):  # chunks of prompts only
+            return torch.empty(0, self._model.vocab_size, device=hidden.device)
+        if not layout.uniform:
+            hidden = hidden[forward.logits_rows]
+        return self._model.compute_logits(hidden)
+
+    def _restrict(
+        self, logits: Tensor, layout: BatchLayout, batch: Batch, bitmask: NDArray[np.int32]
+    ) -> None:
+        assert batch.grammar_rows is not None
+        # Rows with a grammar have no drafts, so each has one row of logits.
+        at = self._device.from_numpy(np.searchsorted(layout.logit_row, batch.grammar_rows))
+        part = logits[at]
+        apply_bitmask(part, self._device.from_numpy(bitmask))
+        logits[at] = part
+
+    def _speculate(self, accepted: AcceptedTokens, max_seq_len: int) -> None:
+        """Put new drafts behind the last token of every row."""
+        if self._speculator is None or self._history is None:
+            return
+        self._history.append(accepted)
+        lengths = accepted.index + accepted.num_tokens
+        texts = self._history.tokens[:, : max_seq_len + 1][accepted.slots]
+        drafts = self._speculator.propose(texts, lengths)
+        self._slots.next_input[accepted.slots, 1:] = drafts
+
+    def _num_tokens(
+        self, batch: Batch, layout: BatchLayout, accepted: AcceptedTokens
+    ) -> Tensor | NDArray[np.int32]:
+        if not layout.max_drafts:
+            return batch.samples.astype(np.int32)
+        return download(accepted.num_tokens.int(), self._device)
+
+    def _row_logprobs(
+        self, step: _ForwardStep, tokens: Tensor, wanted: NDArray[np.int64]
+    ) -> PlacedLogprobs | None:
+        if not len(wanted):
+            return None
+        top = int(self._num_logprobs[step.rows.host_slots[wanted]].max())
+        at = self._device.from_numpy(wanted)
+        values = top_logprobs(step.logits[at], tokens[at], top)
+        return PlacedLogprobs(
+            row=step.layout.logit_row[wanted],
+            offset=step.layout.logit_offset[wanted],
+            values=download_logprobs(values, self._device),
+        )
+
+    def _score(self, hidden: Tensor, span: PromptSpan) -> TopLogprobs:
+        targets = self._device.from_numpy(span.targets.astype(np.int64))
+        rows = hidden[span.first_token : span.first_token + len(targets)]
+        values = prompt_logprobs(rows, targets, span.top, self._model.compute_logits)
+        return download_logprobs(values, self._device)

@@ -1,0 +1,168 @@
+"""From logits to tokens, for all rows of a step at once and without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pagemill.device.base import Device
+from pagemill.sampling.base import AcceptedTokens, LogitRows, LogitsProcessor
+from pagemill.sampling.categorical import draw
+from pagemill.sampling.filters import keep_top_p, min_p_limit, top_k_limit
+from pagemill.sampling.processors.allowed_tokens import AllowedTokens
+from pagemill.sampling.processors.bad_words import BadWords
+from pagemill.sampling.processors.logit_bias import LogitBias
+from pagemill.sampling.processors.min_tokens import MinTokens
+from pagemill.sampling.processors.penalties import Penalties
+from pagemill.sampling.random import uniform
+from pagemill.sampling.state import Column, SamplingState
+from pagemill.scheduler.batch import Admission
+
+Bool = NDArray[np.bool_]
+
+# Drawing needs about 40 bytes per logit, so large batches are drawn part by part.
+_MAX_LOGITS_AT_ONCE = 1 << 24
+
+
+class Sampler:
+    """Knows on the host which slots use which feature, so that only those are paid for.
+
+    A row's token depends on its logits, its request's parameters and seed, and its place: not on
+    the other rows.
+    """
+
+    def __init__(
+        self, num_slots: int, vocab_size: int, device: Device, state: SamplingState
+    ) -> None:
+        self._device = device
+        self._state = state
+        # In vLLM's order.
+        self._processors: tuple[LogitsProcessor, ...] = (
+            AllowedTokens(num_slots, vocab_size, device),
+            BadWords(num_slots, device, state),
+            LogitBias(num_slots, device),
+            MinTokens(num_slots, device, state),
+            Penalties(num_slots, vocab_size, device, state),
+        )
+        self._uses = np.zeros((len(self._processors), num_slots), np.bool_)
+        self._is_random = np.zeros(num_slots, np.bool_)
+        self._has_min_p = np.zeros(num_slots, np.bool_)
+        self._has_top_p = np.zeros(num_slots, np.bool_)
+        self._top_k = np.zeros(num_slots, np.int64)  # 0: off
+        self._vocab_size = vocab_size
+
+    def admit(self, admitted: Sequence[Admission]) -> None:
+        """Set up the slots of new requests; their columns of the state are written separately."""
+        for admission in admitted:
+            slot, params = admission.slot, admission.params
+            self._is_random[slot] = not params.greedy
+            self._has_min_p[slot] = params.min_p > 0
+            self._has_top_p[slot] = params.top_p < 1
+            self._top_k[slot] = params.top_k if params.top_k < self._vocab_size else 0
+            for processor, uses in zip(self._processors, self._uses, strict=True):
+                if uses[slot]:
+                    processor.remove(slot)
+                uses[slot] = processor.add(admission)
+
+    def changes_logits(self, rows: LogitRows) -> bool:
+        """Whether `process` would write to the logits of these rows."""
+        return bool(self._uses[:, rows.host_slots].any())
+
+    def process(self, logits: Tensor, rows: LogitRows) -> None:
+        """Apply the processors that are in use to logits [L, vocab], in place."""
+        used = self._uses[:, rows.host_slots]  # [processors, L]
+        for i in np.flatnonzero(used.any(axis=1)):
+            processor = self._processors[i]
+            if used[i].all():
+                processor.apply(logits, rows)
+                continue
+            chosen, at = self._select(used[i])
+            part = logits[at]
+            processor.apply(part, rows.take(chosen, at))
+            logits[at] = part
+
+    def draw(self, logits: Tensor, rows: LogitRows) -> Tensor:
+        """A token for each row of float32 logits [L, vocab], int64 [L]."""
+        is_random = self._is_random[rows.host_slots]
+        if is_random.all() and len(is_random):
+            return self._draw_random(logits, rows)
+        tokens = logits.argmax(dim=1)
+        if is_random.any():
+            chosen, at = self._select(is_random)
+            tokens[at] = self._draw_random(logits[at], rows.take(chosen, at))
+        return tokens
+
+    def observe(self, accepted: AcceptedTokens) -> None:
+        """Tell the processors in use what was sampled."""
+        used = self._uses[:, accepted.host_slots].any(axis=1)
+        for i in np.flatnonzero(used):
+            self._processors[i].observe(accepted)
+
+    def _draw_random(self, logits: Tensor, rows: LogitRows) -> Tensor:
+        size = max(1, _MAX_LOGITS_AT_ONCE // self._vocab_size)
+        if len(logits) <= size:
+            return self._draw_part(logits, rows.host_slots, rows.slots, rows.index)
+        parts = [slice(start, start + size) for start in range(0, len(logits), size)]
+        return torch.cat(
+            [
+                self._draw_part(logits[p], rows.host_slots[p], rows.slots[p], rows.index[p])
+                for p in parts
+            ]
+        )
+
+    def _draw_part(
+        self, logits: Tensor, host_slots: NDArray[np.int64], slots: Tensor, index: Tensor
+    ) -> Tensor:
+        columns = self._state.columns[slots]
+        scaled = logits / columns[:, Column.TEMPERATURE, None]
+        # A row may hold nothing but -inf, which is no number to subtract from.
+        nearest = scaled.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(scaled.dtype).min)
+        distance = nearest - scaled
+        weights = torch.exp(-distance)
+        self._filter(distance, weights, columns, host_slots)
+        return draw(weights, uniform(self._state.seeds[slots], index))
+
+    def _filter(
+        self, distance: Tensor, weights: Tensor, columns: Tensor, slots: NDArray[np.int64]
+    ) -> None:
+        """Set the weights of tokens that min-p, top-k and top-p leave out to zero."""
+        if self._has_min_p[slots].any():
+            weights *= distance <= min_p_limit(columns[:, Column.MIN_P])
+        top_k = self._top_k[slots]
+        if top_k.any():
+            most = int(top_k.max())
+
+            def keep_nearest(part: Tensor, own: Tensor, columns: Tensor) -> Tensor:
+                return part <= top_k_limit(part, columns[:, Column.TOP_K].long(), most)
+
+            self._keep(keep_nearest, top_k > 0, distance, weights, columns)
+
+        def keep_mass(part: Tensor, own: Tensor, columns: Tensor) -> Tensor:
+            return keep_top_p(part, own, columns[:, Column.TOP_P])
+
+        self._keep(keep_mass, self._has_top_p[slots], distance, weights, columns)
+
+    def _keep(
+        self,
+        keep: Callable[[Tensor, Tensor, Tensor], Tensor],
+        used: Bool,
+        distance: Tensor,
+        weights: Tensor,
+        columns: Tensor,
+    ) -> None:
+        """Clear the weights that `keep(distance, weights, columns)` is False for, in used rows."""
+        if used.all():
+            weights *= keep(distance, weights, columns)
+        elif used.any():
+            _, at = self._select(used)
+            part = weights[at]
+            weights[at] = part * keep(distance[at], part, columns[at])
+
+    def _select(self, used: Bool) -> tuple[NDArray[np.int64], Tensor]:
+        """The indices of the rows that are True, on the host and on the device."""
+        chosen = np.flatnonzero(used)
+        return chosen, self._device.from_numpy(chosen)
