@@ -28,10 +28,13 @@ class Console:
         print(f"{self.clock() - self.started:7.2f} s  {text}", file=self.out, flush=True)
 
     def phase(self, text: str) -> None:
-        """A line when the phase is a new one."""
-        if text and text != self._phase:
-            self._phase = text
-            self.line(text)
+        """A line when the phase is a new one; what follows its colon shows only on a terminal."""
+        name, _, detail = text.partition(": ")
+        if name and name != self._phase:
+            self._phase = name
+            self.line(name)
+        if detail and self.out.isatty():
+            print(f"\r{'':11}{detail:<60}", end="\r", file=self.out, flush=True)
 
     def ready(self, url: str, info: EngineInfo, *, needs_key: bool) -> None:
         """The address, what fits, and what to try next."""

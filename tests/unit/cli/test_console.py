@@ -25,7 +25,7 @@ INFO = EngineInfo(
 def test_phases_are_printed_once_with_seconds() -> None:
     out = io.StringIO()
     console = Console(out, started=10.0, clock=lambda: 12.5)
-    for text in ("", "loading weights", "loading weights", "warming up"):
+    for text in ("", "loading weights: 1 %", "loading weights: 9 %", "warming up"):
         console.phase(text)
     assert out.getvalue() == "   2.50 s  loading weights\n   2.50 s  warming up\n"
 
