@@ -12,7 +12,7 @@ from pagemill import LLM, SamplingParams
 from pagemill.errors import ConfigError, ContextTooLong, InvalidParams, RequestError
 from pagemill.frontend.request_output import RequestOutput
 
-CASES = [case for case in golden_cases("smollm2") if len(case["prompt"]) < 100]
+CASES = [case for case in golden_cases("smollm2") if len(case["prompt"]) < 100][::3]
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 SMALL: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 2**28}
 
@@ -49,10 +49,10 @@ def test_text_and_tokens_are_the_same_prompt(llm: LLM) -> None:
 
 def test_chat(llm: LLM) -> None:
     question = [{"role": "user", "content": "Who wrote Romeo and Juliet?"}]
-    params = SamplingParams(temperature=0, max_tokens=40)
+    params = SamplingParams(temperature=0, max_tokens=12)
     [answer] = llm.chat(question, params, use_tqdm=False)
     assert "Shakespeare" in answer.outputs[0].text
-    assert answer.outputs[0].finish_reason == "stop"
+    assert answer.outputs[0].finish_reason == "length"
     many = llm.chat([question, question], params, use_tqdm=False)
     assert texts(many) == [answer.outputs[0].text] * 2
     assert many[1].num_cached_tokens > 0
