@@ -105,21 +105,25 @@ class ModelHarness:
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed))
         self.rows = [Row(0, blocks) for blocks in order.int().view(max_rows, per_row)]
 
-    @torch.inference_mode()
-    def step(self, tokens: dict[int, Sequence[int]]) -> dict[int, Tensor]:
-        """Feed tokens to the named rows in one batch; their logits, [len, vocab] each."""
+    def batch(self, tokens: dict[int, Sequence[int]]) -> ForwardBatch:
+        """The step that feeds tokens to the named rows."""
         rows = [self.rows[i] for i in tokens]
-        batch = make_batch(
+        return make_batch(
             [(row.done, ids) for row, ids in zip(rows, tokens.values(), strict=True)],
             torch.stack([row.blocks for row in rows]),
             self.kv_cache,
             self.attention,
         )
+
+    @torch.inference_mode()
+    def step(self, tokens: dict[int, Sequence[int]]) -> dict[int, Tensor]:
+        """Run that step; the rows' logits on the CPU, [len, vocab] each."""
+        batch = self.batch(tokens)
         hidden = self.model.forward(batch)
         logits = self.model.compute_logits(hidden[batch.logits_rows]).cpu()
+        for i, ids in tokens.items():
+            self.rows[i].done += len(ids)
         lens = [len(ids) for ids in tokens.values()]
-        for row, n in zip(rows, lens, strict=True):
-            row.done += n
         return dict(zip(tokens, logits.split(lens), strict=True))
 
     def whole(self, ids: Sequence[int], row: int = 0) -> Tensor:
