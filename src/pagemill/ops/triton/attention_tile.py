@@ -65,3 +65,48 @@ def visible(positions, tokens, window, WINDOW: tl.constexpr):
     if WINDOW:
         keep = keep & (tokens[None, :] > positions[:, None] - window)
     return keep
+
+
+@triton.jit
+def attend(
+    q,  # [M, D]
+    positions,  # [M]
+    begin,
+    end,
+    table_ptr,
+    k_ptr,  # one kv head's keys in block 0
+    v_ptr,
+    block_stride,
+    scale,
+    soft_cap,
+    window,
+    highest,
+    total,
+    acc,
+    MASK: tl.constexpr,  # off: `end - begin` is whole tiles that every query sees
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Fold the keys `begin`..`end` of a row into the running softmax, tile by tile."""
+    cols = tl.arange(0, BLOCK_D)
+    in_head = (cols < D)[None, :]
+    for first in range(begin, end, BLOCK_N):
+        keys = first + tl.arange(0, BLOCK_N)
+        at = page_offsets(table_ptr, keys, end, block_stride, BLOCK_SIZE, D)
+        at = at[:, None] + cols[None, :]
+        keep = in_head
+        inside = in_head
+        if MASK:
+            inside = (keys < end)[:, None] & in_head
+            keep = visible(positions, keys, window, WINDOW) & (keys < end)[None, :]
+        k = tl.load(k_ptr + at, mask=inside, other=0.0).to(q.dtype)
+        v = tl.load(v_ptr + at, mask=inside, other=0.0).to(q.dtype)
+        highest, total, acc = fold_tile(
+            q, k, v, keep, highest, total, acc, scale, soft_cap, MASK, SOFT_CAP, PRECISION
+        )
+    return highest, total, acc

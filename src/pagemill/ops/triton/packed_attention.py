@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
-from pagemill.ops.triton.attention_tile import LOWEST, fold_tile, page_offsets, visible
+from pagemill.ops.triton.attention_tile import LOWEST, attend
 from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_inputs
 
 
@@ -124,26 +124,16 @@ def _packed_attention_kernel(
     if WINDOW:
         low = tl.maximum(start - window + 1, 0) // BLOCK_N * BLOCK_N
         middle = low
-    for first in range(low, middle, BLOCK_N):
-        keys = first + tl.arange(0, BLOCK_N)
-        at = page_offsets(row_table_ptr, keys, middle, block_stride, BLOCK_SIZE, HEAD_DIM)
-        at = at[:, None] + cols[None, :]
-        k = tl.load(head_k_ptr + at, mask=in_head[None, :], other=0.0).to(q.dtype)
-        v = tl.load(head_v_ptr + at, mask=in_head[None, :], other=0.0).to(q.dtype)
-        highest, total, acc = fold_tile(
-            q, k, v, live, highest, total, acc, scale, soft_cap, False, SOFT_CAP, PRECISION
-        )
-    for first in range(middle, end, BLOCK_N):
-        keys = first + tl.arange(0, BLOCK_N)
-        at = page_offsets(row_table_ptr, keys, end, block_stride, BLOCK_SIZE, HEAD_DIM)
-        at = at[:, None] + cols[None, :]
-        inside = (keys < end)[:, None] & in_head[None, :]
-        k = tl.load(head_k_ptr + at, mask=inside, other=0.0).to(q.dtype)
-        v = tl.load(head_v_ptr + at, mask=inside, other=0.0).to(q.dtype)
-        keep = visible(positions, keys, window, WINDOW)
-        highest, total, acc = fold_tile(
-            q, k, v, keep, highest, total, acc, scale, soft_cap, True, SOFT_CAP, PRECISION
-        )
+    highest, total, acc = attend(
+        q, positions, low, middle, row_table_ptr, head_k_ptr, head_v_ptr, block_stride, scale,
+        soft_cap, window, highest, total, acc, False, WINDOW, SOFT_CAP, BLOCK_N, BLOCK_SIZE,
+        HEAD_DIM, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    highest, total, acc = attend(
+        q, positions, middle, end, row_table_ptr, head_k_ptr, head_v_ptr, block_stride, scale,
+        soft_cap, window, highest, total, acc, True, WINDOW, SOFT_CAP, BLOCK_N, BLOCK_SIZE,
+        HEAD_DIM, BLOCK_D, PRECISION,
+    )  # fmt: skip
     y = acc / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out_ptr + at_q, y.to(out_ptr.dtype.element_ty), mask=q_mask)
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
-from pagemill.ops.triton.attention_tile import LOWEST, fold_tile, page_offsets, to_log2, visible
+from pagemill.ops.triton.attention_tile import LOWEST, attend, to_log2
 from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_inputs
 from pagemill.ops.triton.rope import head_rms, load_cos_sin, rope_partner, to_cache_type
 
@@ -59,6 +59,42 @@ def _normed_rope(x_ptr, weight_ptr, mask, cols, cos, sin, eps, D: tl.constexpr, 
         x = x * rms * tl.load(weight_ptr + cols, mask=inside, other=0.0)[None, :]
         y = y * rms * tl.load(weight_ptr + partner, mask=inside, other=0.0)[None, :]
     return x * cos[None, :] + y * sin[None, :]
+
+
+@triton.jit
+def _write_new_token(
+    row_ptr, k_ptr, v_ptr, slot, norm_ptr, kv_head, cols, cos, sin, eps, block_stride,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """Key and value [1, D] of the qkv row, as the cache holds them; written to `slot`."""
+    in_head = (cols < D)[None, :]
+    k_row = row_ptr + (NUM_HEADS + kv_head) * D + tl.zeros((1, 1), tl.int32)
+    v_row = k_row + NUM_KV_HEADS * D
+    k = _normed_rope(k_row, norm_ptr, in_head, cols, cos, sin, eps, D, NORM)
+    k = to_cache_type(k, k_ptr, FP8)
+    v = tl.load(v_row + cols[None, :], mask=in_head, other=0.0)
+    v = to_cache_type(v.to(tl.float32), v_ptr, FP8)
+    at = (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * D + cols[None, :]
+    tl.store(k_ptr + at, k, mask=in_head & (slot >= 0))
+    tl.store(v_ptr + at, v, mask=in_head & (slot >= 0))
+    return k, v
+
+
+@triton.jit
+def _chunk_of(
+    split, start, seq_len, window, min_chunk, NUM_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    """The cached keys of a split, and how many splits of the row have any (at least one)."""
+    cached = start if ROPE else seq_len
+    low = tl.maximum(start - window + 1, 0) if WINDOW else 0
+    span = tl.maximum(cached - low, 0)
+    share = tl.cdiv(tl.cdiv(span, NUM_SPLITS), BLOCK_N) * BLOCK_N
+    chunk = tl.maximum(share, min_chunk)
+    active = tl.maximum(tl.cdiv(span, chunk), 1)
+    begin = low + split * chunk
+    return begin, tl.minimum(begin + chunk, cached), active
 
 
 @triton.jit
@@ -141,16 +177,11 @@ def _split_attention_kernel(
         return
     seq_len = tl.load(seq_lens_ptr + seq)
     start = seq_len - query_len  # the first query's position
-    cached = start if ROPE else seq_len
-    low = tl.maximum(start - window + 1, 0) if WINDOW else 0
-    span = tl.maximum(cached - low, 0)
-    share = tl.cdiv(tl.cdiv(span, NUM_SPLITS), BLOCK_N) * BLOCK_N
-    chunk = tl.maximum(share, min_chunk)
-    active = tl.maximum(tl.cdiv(span, chunk), 1)
+    begin, end, active = _chunk_of(
+        split, start, seq_len, window, min_chunk, NUM_SPLITS, BLOCK_N, WINDOW, ROPE
+    )
     if split >= active:
         return
-    begin = low + split * chunk
-    end = tl.minimum(begin + chunk, cached)
 
     rows = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_D)
@@ -171,20 +202,11 @@ def _split_attention_kernel(
             q_ptr.dtype.element_ty
         )
         if split == active - 1:  # the new token's key and value: used here, and written
-            row_ptr = q_ptr + query_start.to(tl.int64) * q_stride
-            k_row = row_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + tl.zeros((1, 1), tl.int32)
-            new_k = _normed_rope(
-                k_row, k_norm_ptr, in_head[None, :], cols, cos, sin, eps, HEAD_DIM, K_NORM
-            )
-            v_row = k_row + NUM_KV_HEADS * HEAD_DIM
-            new_v = tl.load(v_row + cols[None, :], mask=in_head[None, :], other=0.0)
-            new_k = to_cache_type(new_k, k_cache_ptr, FP8)
-            new_v = to_cache_type(new_v.to(tl.float32), v_cache_ptr, FP8)
-            slot = tl.load(slot_mapping_ptr + query_start)
-            to = (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * HEAD_DIM
-            write = in_head[None, :] & (slot >= 0)
-            tl.store(head_k_ptr + to + cols[None, :], new_k, mask=write)
-            tl.store(head_v_ptr + to + cols[None, :], new_v, mask=write)
+            new_k, new_v = _write_new_token(
+                q_ptr + query_start.to(tl.int64) * q_stride, head_k_ptr, head_v_ptr,
+                tl.load(slot_mapping_ptr + query_start), k_norm_ptr, kv_head, cols, cos, sin, eps,
+                block_stride, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, K_NORM, FP8,
+            )  # fmt: skip
             products = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), axis=1)
             highest = to_log2(products, scale, soft_cap, SOFT_CAP)
             total = tl.full((BLOCK_M,), 1.0, tl.float32)
@@ -193,18 +215,11 @@ def _split_attention_kernel(
         q = tl.load(q_rows + cols[None, :], mask=q_mask, other=0.0)
 
     row_table_ptr = table_ptr + seq.to(tl.int64) * table_stride
-    for first in range(begin, end, BLOCK_N):
-        keys = first + tl.arange(0, BLOCK_N)
-        at = page_offsets(row_table_ptr, keys, end, block_stride, BLOCK_SIZE, HEAD_DIM)
-        at = at[:, None] + cols[None, :]
-        in_tile = (keys < end)[:, None] & in_head[None, :]
-        k = tl.load(head_k_ptr + at, mask=in_tile, other=0.0).to(q.dtype)
-        v = tl.load(head_v_ptr + at, mask=in_tile, other=0.0).to(q.dtype)
-        keep = visible(positions, keys, window, WINDOW) & (keys < end)[None, :]
-        highest, total, acc = fold_tile(
-            q, k, v, keep, highest, total, acc, scale, soft_cap, True, SOFT_CAP, PRECISION
-        )
-
+    highest, total, acc = attend(
+        q, positions, begin, end, row_table_ptr, head_k_ptr, head_v_ptr, block_stride, scale,
+        soft_cap, window, highest, total, acc, True, WINDOW, SOFT_CAP, BLOCK_N, BLOCK_SIZE,
+        HEAD_DIM, BLOCK_D, PRECISION,
+    )  # fmt: skip
     divisor = tl.where(total > 0, total, 1.0)
     acc = acc / divisor[:, None]
     if active == 1:
