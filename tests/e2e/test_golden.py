@@ -74,7 +74,7 @@ def test_32_at_once_with_aborts(server: RunningServer) -> None:
     server.wait(server.is_idle, 2)
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-overlap",), ("--no-prefix-cache",)])
+@pytest.mark.parametrize("flags", [(), ("--no-overlap", "--no-prefix-cache")])
 def test_chunked_prefill_and_preemption(flags: tuple[str, ...], log_folder: Path) -> None:
     with serve(log_folder, "--dtype", "float32", *TIGHT, *TINY_CACHE, *flags) as tight:
         tight.wait_ready()
