@@ -17,7 +17,7 @@ from pagemill.scheduler.request import Request, Status
 from pagemill.scheduler.slots import Slots
 
 if TYPE_CHECKING:
-    from pagemill.executor.base import PromptLogprobs, StepResult
+    from pagemill.scheduler.result import PromptLogprobs, StepResult
 
 _TOKEN_BYTES = 4
 

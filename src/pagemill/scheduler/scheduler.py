@@ -27,7 +27,7 @@ from pagemill.scheduler.retire import Retirement
 from pagemill.scheduler.slots import Slots
 
 if TYPE_CHECKING:
-    from pagemill.executor.base import StepResult
+    from pagemill.scheduler.result import StepResult
 
 MAX_SKIPPED = 16  # waiting requests that others may overtake in a step because a limit holds them
 HEADROOM_SHARE = 64  # one block in so many stays free at an admission, for those that run
