@@ -49,6 +49,9 @@ class BadGrammar:
     def bitmask(self, states: Sequence[BadState]) -> NDArray[np.int32]:
         return np.full((len(states), MASK_WIDTH), -1, np.int32)
 
+    def shutdown(self) -> None:
+        pass
+
 
 def _config(**settings: object) -> EngineConfig:
     fixed = {"model": "fake", "served_model_names": ("fake",), "device": "cpu"}

@@ -75,6 +75,9 @@ class TurnsGrammar:
         data = b"".join(state.allowed.to_bytes(MASK_WIDTH * 4, "little") for state in states)
         return np.frombuffer(data, "<i4").reshape(-1, MASK_WIDTH)
 
+    def shutdown(self) -> None:
+        pass
+
 
 def expected_output(
     prompt: list[int], params: SamplingParams, max_total: int, window: int

@@ -113,6 +113,8 @@ class Engine:
 
     def shutdown(self) -> None:
         """Let go of the device. Open requests are not answered any more."""
+        if self._grammar is not None:
+            self._grammar.shutdown()
         self._executor.shutdown()
 
     def _end_outside_steps(self) -> list[RequestDelta]:
@@ -130,7 +132,7 @@ class Engine:
         """The tokens each grammar row may sample; rows that have ended meanwhile may any."""
         assert self._grammar is not None and step.batch.grammar_rows is not None
         rows = step.batch.grammar_rows
-        still_running = self.scheduler.slots.epoch[step.batch.slots[rows]] == step.epochs[rows]
+        still_running = self.scheduler.slots.epoch[step.slots[rows]] == step.epochs[rows]
         live = np.flatnonzero(still_running)
         states = [step.requests[row].grammar for row in rows[live].tolist()]
         if states:

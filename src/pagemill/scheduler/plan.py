@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pagemill.scheduler.batch import Admission, Batch, Int32, NewBlocks
+from pagemill.scheduler.batch import Admission, Batch, Bool, Int32, NewBlocks
 from pagemill.scheduler.request import Request
-from pagemill.scheduler.slots import Slots
+from pagemill.scheduler.slots import Index, Slots
 
 _NO_INT32 = np.zeros(0, np.int32)
+_NO_INDEX = np.zeros(0, np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,14 @@ class ScheduledStep:
 
     batch: Batch
     requests: list[Request]  # [n]
+    slots: Index  # [n] as in the batch
     epochs: NDArray[np.int64]  # [n] of the slots when the step was scheduled
 
 
 class DecodeRows(NamedTuple):
     """Rows of resident requests; each computes its last token and its drafts."""
 
-    slots: Int32  # [n]
+    slots: Index  # [n]
     requests: list[Request]  # [n]
     num_query: Int32  # [n] 1 + num_drafts
     num_drafts: Int32  # [n]
@@ -47,7 +49,7 @@ class PrefillRow(NamedTuple):
 class StepPlan:
     """Collects the rows of a step: first those that decode, then those with known text."""
 
-    decodes: DecodeRows = field(default_factory=lambda: DecodeRows(_NO_INT32, [], *3 * [_NO_INT32]))
+    decodes: DecodeRows = field(default_factory=lambda: DecodeRows(_NO_INDEX, [], *3 * [_NO_INT32]))
     prefills: list[PrefillRow] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
     block_slots: list[int] = field(default_factory=list)  # this and the next two: as NewBlocks
@@ -77,15 +79,16 @@ class StepPlan:
         batch.num_tokens = int(batch.num_query.sum())
         batch.max_query_len = int(batch.num_query.max())
         batch.max_seq_len = int((batch.start + batch.num_query).max())
-        self._add_features(batch, slots)
-        return ScheduledStep(batch, requests, slots.epoch[batch.slots])
+        index = batch.slots.astype(np.intp)
+        self._add_features(batch, slots.has_grammar[index])
+        return ScheduledStep(batch, requests, index, slots.epoch[index])
 
     def _rows(self) -> Batch:
         decodes, prefills = self.decodes, self.prefills
         columns = self.block_slots, self.block_index, self.block_ids
         all_true = np.ones(len(decodes.requests), np.bool_)
         batch = Batch(
-            slots=decodes.slots,
+            slots=decodes.slots.astype(np.int32),
             num_query=decodes.num_query,
             num_drafts=decodes.num_drafts,
             start=decodes.start,
@@ -104,8 +107,8 @@ class StepPlan:
             batch.prompt_tokens = _known_tokens(prefills)
         return batch
 
-    def _add_features(self, batch: Batch, slots: Slots) -> None:
-        constrained = slots.has_grammar[batch.slots] & batch.samples
+    def _add_features(self, batch: Batch, has_grammar: Bool) -> None:
+        constrained = has_grammar & batch.samples
         if constrained.any():
             batch.needs_grammar = True
             batch.grammar_rows = constrained.nonzero()[0].astype(np.int32)

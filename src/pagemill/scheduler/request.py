@@ -50,6 +50,10 @@ class Grammar(Protocol):
         """Allowed next tokens, [len(states), ceil(vocab / 32)], bit set = allowed."""
         ...
 
+    def shutdown(self) -> None:
+        """Stop compiling."""
+        ...
+
 
 @dataclass(eq=False, slots=True)
 class Request:

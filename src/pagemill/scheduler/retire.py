@@ -14,14 +14,12 @@ from pagemill.kvcache.manager import KVCacheManager
 from pagemill.scheduler.batch import Bool, Int32
 from pagemill.scheduler.plan import ScheduledStep
 from pagemill.scheduler.request import Request, Status
-from pagemill.scheduler.slots import Slots
+from pagemill.scheduler.slots import Index, Slots
 
 if TYPE_CHECKING:
     from pagemill.scheduler.result import PromptLogprobs, StepResult
 
 _TOKEN_BYTES = 4
-
-Rows = NDArray[np.intp]  # indices of rows
 
 
 class Retirement:
@@ -42,7 +40,7 @@ class Retirement:
 
     def retire(self, step: ScheduledStep, result: StepResult) -> list[RequestDelta]:
         """One delta for each request that got something."""
-        current = self._slots.epoch[step.batch.slots] == step.epochs
+        current = self._slots.epoch[step.slots] == step.epochs
         rows = (current & step.batch.samples).nonzero()[0]
         grown = self._settle(step, result, rows)
         preempted = self._settle_preempted(step, current)
@@ -55,13 +53,13 @@ class Retirement:
         self._add_prompt_logprobs(step, result, current, deltas)
         return list(deltas.values())
 
-    def _settle(self, step: ScheduledStep, result: StepResult, rows: Rows) -> list[int]:
+    def _settle(self, step: ScheduledStep, result: StepResult, rows: Index) -> list[int]:
         """Correct the counters of current rows that sample.
 
         Returns the rows that completed a block of text that has been computed.
         """
         slots, block_size = self._slots, self._cache.group.block_size
-        sampling, num_drafts = step.batch.slots[rows], step.batch.num_drafts[rows]
+        sampling, num_drafts = step.slots[rows], step.batch.num_drafts[rows]
         num_tokens = result.num_tokens[rows]
         before = slots.length[sampling]
         after = before + num_tokens
@@ -84,15 +82,17 @@ class Retirement:
             step.requests[row].num_pending -= 1 + int(step.batch.num_drafts[row])
         return waiting
 
-    def _may_end(self, step: ScheduledStep, result: StepResult, rows: Rows) -> list[int]:
+    def _may_end(self, step: ScheduledStep, result: StepResult, rows: Index) -> list[int]:
         """Current rows with a stop token, at their full length, or with a grammar."""
-        slots, sampling = self._slots, step.batch.slots[rows]
+        slots, sampling = self._slots, step.slots[rows]
         ending = slots.length[sampling] >= slots.max_total[sampling]
         if step.batch.grammar_rows is not None:
             ending |= slots.has_grammar[sampling]
-        stops = slots.stop_ids[:, sampling]
+        stops = slots.stop_ids.take(sampling, axis=1)
         for column in result.token_ids[rows].T:
-            ending |= (stops == column).any(axis=0)
+            hits = stops == column
+            if hits.any():
+                ending |= hits.any(axis=0)
         found: list[int] = rows[ending].tolist()
         return found
 

@@ -10,7 +10,6 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo, RequestDelta
@@ -24,7 +23,7 @@ from pagemill.scheduler.plan import DecodeRows, PrefillRow, ScheduledStep, StepP
 from pagemill.scheduler.queue import WaitingQueue
 from pagemill.scheduler.request import Grammar, Request, Status
 from pagemill.scheduler.retire import Retirement
-from pagemill.scheduler.slots import Slots
+from pagemill.scheduler.slots import Index, Slots
 
 if TYPE_CHECKING:
     from pagemill.scheduler.result import StepResult
@@ -195,7 +194,7 @@ class Scheduler:
             num_drafts = np.clip(self._budget.left - len(slots) - taken_before, 0, wanted)
         return DecodeRows(slots, requests, num_drafts + np.int32(1), num_drafts, longest - 1)
 
-    def _lacking_blocks(self, rows: DecodeRows) -> tuple[NDArray[np.intp], Int32]:
+    def _lacking_blocks(self, rows: DecodeRows) -> tuple[Index, Int32]:
         """Rows whose blocks do not reach their last query token, and how many they lack."""
         excess = rows.start + rows.num_query - self.slots.capacity[rows.slots]
         lacking = (excess > 0).nonzero()[0]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pagemill.scheduler.batch import Int32
 from pagemill.scheduler.request import Request, Status
+
+Index = NDArray[np.intp]  # what numpy indexes with; anything else it would convert every time
 
 _NO_TOKEN = -1
 
@@ -39,7 +41,7 @@ class Slots:
         self.epoch = np.zeros(num_slots, np.int64)  # raised when a request leaves the slot
         self._free = list(range(num_slots - 1, -1, -1))
         self._order: list[Request] = []
-        self._decoding: tuple[Int32, list[Request]] | None = None
+        self._decoding: tuple[Index, list[Request]] | None = None
 
     def __len__(self) -> int:
         return len(self._order)
@@ -57,11 +59,11 @@ class Slots:
     def least_important(self) -> Request:
         return self._order[-1]
 
-    def decoding(self) -> tuple[Int32, list[Request]]:
+    def decoding(self) -> tuple[Index, list[Request]]:
         """Resident requests in order, and their slots [n]; neither may be changed."""
         if self._decoding is None:
             requests = [r for r in self._order if self.resident[r.slot]]
-            self._decoding = np.array([r.slot for r in requests], np.int32), requests
+            self._decoding = np.array([r.slot for r in requests], np.intp), requests
         return self._decoding
 
     def prefilling(self) -> list[Request]:
