@@ -27,7 +27,7 @@ from pagemill.models.base import Model
 from pagemill.models.loader import load_model
 from pagemill.models.registry import build_model
 from pagemill.models.weights import weight_slots
-from pagemill.ops.select import select_ops
+from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import (
     CacheFit,
@@ -88,6 +88,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     checkpoint = open_checkpoint(config.model)
     # The rotary tables need no more places than the context that is served.
     model_config = replace(checkpoint.model_config(), max_position=config.max_model_len)
+    config = _with_kernels(config, device, report)
     attention = select_attention(device.type, config.attention_backend)
     context = _build_context(config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
@@ -111,6 +112,17 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         cache_bytes=fit.num_bytes,
     )
     return LocalExecutor(runner, device, info)
+
+
+def _with_kernels(config: EngineConfig, device: Device, report: Report) -> EngineConfig:
+    """Torch's kernels instead of the C++ ones where these do not exist; says so once."""
+    if device.type != "cpu" or config.ops != "default":
+        return config
+    if has_native_kernels() and config.dtype != "float16":
+        return config
+    why = "they have no float16" if has_native_kernels() else "installed without a C++ compiler"
+    report(f"torch's kernels stand in for the C++ ones ({why}): slower")
+    return msgspec.structs.replace(config, ops="reference", attention_backend="torch")
 
 
 def _build_context(config: EngineConfig, device: Device) -> BuildContext:

@@ -51,6 +51,8 @@ def rope_table(rope: RopeConfig, head_dim: int, max_position: int, device: torch
         raise ModelLoadError(
             f"rotating {rope.rotary_dim} of {head_dim} dimensions of a head is not supported"
         )
+    if device.type == "meta":  # arithmetic there would import torch's compiler, for seconds
+        return torch.empty(max_position, head_dim, device=device)
     frequencies = _FREQUENCIES[rope.kind](rope, head_dim, max_position).to(device)
     angles = torch.arange(max_position, dtype=torch.float32, device=device)[:, None] * frequencies
     table = torch.cat((angles.cos(), angles.sin()), dim=1)

@@ -38,8 +38,10 @@ def instantiate(classes: ClassTable, name: str, kind: str, default: str) -> Any:
 
 
 def default_name(device_type: str, fallback: str) -> str:
-    """Triton on CUDA where it is installed, otherwise the fallback."""
-    return "triton" if device_type == "cuda" and find_spec("triton") else fallback
+    """Triton on CUDA where it is installed, C++ on CPUs where it was built, or the fallback."""
+    if device_type == "cuda":
+        return "triton" if find_spec("triton") else fallback
+    return "cpu" if has_native_kernels() else fallback
 
 
 def has_native_kernels() -> bool:

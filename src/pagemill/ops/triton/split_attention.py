@@ -122,6 +122,48 @@ def _add_up_chunks(
         tl.store(row_ptr + cols, value.to(out_ptr.dtype.element_ty), mask=cols < D)
 
 
+@triton.jit
+def _hand_in_chunk(
+    acc, lse, q_mask, live, rows, cols, partial_ptr, lse_ptr, counter_ptr, out_ptr, seq, split,
+    active, query_start, query_len, kv_head,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Store a split's result; the last of the row's splits to arrive adds them up."""
+    pair = seq * NUM_KV_HEADS + kv_head
+    first_chunk = pair.to(tl.int64) * NUM_SPLITS
+    to = (first_chunk + split) * ROWS + rows
+    tl.store(partial_ptr + to[:, None] * HEAD_DIM + cols[None, :], acc, mask=q_mask)
+    tl.store(lse_ptr + to, lse, mask=live)
+    tl.debug_barrier()  # every thread's stores come before the release below
+    arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
+    if arrived == active - 1:
+        tl.store(counter_ptr + pair, 0)
+        _add_up_chunks(
+            partial_ptr, lse_ptr, out_ptr, first_chunk, active, query_start, query_len * GROUP,
+            kv_head, GROUP, ROWS, NUM_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _no_values(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The online softmax before any key."""
+    highest = tl.full((BLOCK_M,), LOWEST, tl.float32)
+    return highest, tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+
+
+@triton.jit
+def _first_values(
+    q, new_k, new_v, scale, soft_cap, SOFT_CAP: tl.constexpr, BLOCK_M: tl.constexpr
+):  # fmt: skip
+    """The online softmax after one key: running maximum, sum and output."""
+    products = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), axis=1)
+    highest = to_log2(products, scale, soft_cap, SOFT_CAP)
+    ones = tl.full((BLOCK_M,), 1.0, tl.float32)
+    return highest, ones, ones[:, None] * new_v.to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["window", "min_chunk"])
 def _split_attention_kernel(
     q_ptr,  # q, or qkv when ROPE
@@ -167,9 +209,7 @@ def _split_attention_kernel(
 ):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     ROWS: tl.constexpr = GROUP * QUERY_LEN
-    kv_head = tl.program_id(0)
-    seq = tl.program_id(1)
-    split = tl.program_id(2)
+    kv_head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     wait_for_inputs(PDL)
     query_start = tl.load(query_start_ptr + seq)
     query_len = tl.load(query_start_ptr + seq + 1) - query_start
@@ -185,32 +225,25 @@ def _split_attention_kernel(
 
     rows = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_D)
-    in_head = cols < HEAD_DIM
     positions = start + rows // GROUP
     live = rows < query_len * GROUP
-    q_mask = live[:, None] & in_head[None, :]
+    q_mask = live[:, None] & (cols < HEAD_DIM)[None, :]
     tokens = (query_start + rows // GROUP).to(tl.int64)
     q_rows = q_ptr + (tokens * q_stride + (kv_head * GROUP + rows % GROUP) * HEAD_DIM)[:, None]
-    highest = tl.full((BLOCK_M,), LOWEST, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    highest, total, acc = _no_values(BLOCK_M, BLOCK_D)
     head_k_ptr = k_cache_ptr + kv_head * head_stride
     head_v_ptr = v_cache_ptr + kv_head * head_stride
     if ROPE:
         cos, sin = load_cos_sin(cos_sin_ptr, start, cols, HEAD_DIM)
-        q = _normed_rope(q_rows, q_norm_ptr, q_mask, cols, cos, sin, eps, HEAD_DIM, Q_NORM).to(
-            q_ptr.dtype.element_ty
-        )
+        q = _normed_rope(q_rows, q_norm_ptr, q_mask, cols, cos, sin, eps, HEAD_DIM, Q_NORM)
+        q = q.to(q_ptr.dtype.element_ty)
         if split == active - 1:  # the new token's key and value: used here, and written
             new_k, new_v = _write_new_token(
                 q_ptr + query_start.to(tl.int64) * q_stride, head_k_ptr, head_v_ptr,
                 tl.load(slot_mapping_ptr + query_start), k_norm_ptr, kv_head, cols, cos, sin, eps,
                 block_stride, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, K_NORM, FP8,
             )  # fmt: skip
-            products = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), axis=1)
-            highest = to_log2(products, scale, soft_cap, SOFT_CAP)
-            total = tl.full((BLOCK_M,), 1.0, tl.float32)
-            acc = acc + new_v.to(tl.float32)
+            highest, total, acc = _first_values(q, new_k, new_v, scale, soft_cap, SOFT_CAP, BLOCK_M)
     else:
         q = tl.load(q_rows + cols[None, :], mask=q_mask, other=0.0)
 
@@ -224,22 +257,15 @@ def _split_attention_kernel(
     acc = acc / divisor[:, None]
     if active == 1:
         to = (tokens * NUM_HEADS + kv_head * GROUP + rows % GROUP) * HEAD_DIM
-        y = acc.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + to[:, None] + cols[None, :], y, mask=q_mask)
+        out_ptrs = out_ptr + to[:, None] + cols[None, :]
+        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=q_mask)
         return
-    pair = seq * NUM_KV_HEADS + kv_head
-    first_chunk = pair.to(tl.int64) * NUM_SPLITS
-    to = (first_chunk + split) * ROWS + rows
-    tl.store(partial_ptr + to[:, None] * HEAD_DIM + cols[None, :], acc, mask=q_mask)
-    tl.store(lse_ptr + to, tl.where(total > 0, highest + tl.log2(divisor), LOWEST), mask=live)
-    tl.debug_barrier()  # every thread's stores come before the release below
-    arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
-    if arrived == active - 1:
-        tl.store(counter_ptr + pair, 0)
-        _add_up_chunks(
-            partial_ptr, lse_ptr, out_ptr, first_chunk, active, query_start, query_len * GROUP,
-            kv_head, GROUP, ROWS, NUM_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS,
-        )  # fmt: skip
+    lse = tl.where(total > 0, highest + tl.log2(divisor), LOWEST)
+    _hand_in_chunk(
+        acc, lse, q_mask, live, rows, cols, partial_ptr, lse_ptr, counter_ptr, out_ptr, seq, split,
+        active, query_start, query_len, kv_head, GROUP, ROWS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM,
+        BLOCK_D, NUM_SPLITS,
+    )  # fmt: skip
 
 
 def _head_dims(spec: AttentionSpec, cache: LayerCache) -> dict[str, object]:
