@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pagemill.config.args import ServeArgs
 from pagemill.config.facts import detect
-from pagemill.config.generation import default_params
-from pagemill.config.resolve import remarks, resolve
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ConfigError, InvalidParams
 from pagemill.frontend.local_client import LocalClient
@@ -28,6 +24,7 @@ from pagemill.frontend.submission import PromptHasher
 from pagemill.frontend.text_side import TextSide, eos_ids, load_text_side
 from pagemill.frontend.validate import RequestValidator
 from pagemill.params import SamplingParams
+from pagemill.prepare import prepare
 
 if TYPE_CHECKING:
     from pagemill.checkpoint.base import Checkpoint
@@ -86,23 +83,28 @@ class LLM:
             prefix_cache=enable_prefix_caching,
             **options,
         )
-        checkpoint, model_config, config = _prepare(args, gpu_memory_utilization)
+        device = detect(args.device)
+        if device.type == "cuda" and memory_utilization is None:
+            args = dataclasses.replace(args, memory_utilization=gpu_memory_utilization)
+        plan = prepare(args, device)
+        for remark in plan.remarks:
+            logger.warning(remark)
         config = msgspec.structs.replace(
-            config,
-            cuda_graphs=config.cuda_graphs and not enforce_eager,
+            plan.config,
+            cuda_graphs=plan.config.cuda_graphs and not enforce_eager,
             max_logprobs=max_logprobs,
-            quantization=quantization or config.quantization,
+            quantization=quantization or plan.config.quantization,
         )
-        self._defaults = default_params(checkpoint.generation_config())
+        self._defaults = plan.default_params
         self._text: TextSide | None = None
         if not skip_tokenizer_init:
             self._text = load_text_side(
-                checkpoint,
-                model_config,
+                plan.checkpoint,
+                plan.model,
                 max_logprobs=max_logprobs,
-                chat_template=_read_template(args.chat_template),
+                chat_template=plan.chat_template,
             )
-        self._start(config, self._validator(checkpoint, model_config, max_logprobs))
+        self._start(config, self._validator(plan.checkpoint, plan.model, max_logprobs))
 
     def generate(
         self,
@@ -236,30 +238,6 @@ class LLM:
         return list(given)
 
 
-def _prepare(
-    args: ServeArgs, gpu_memory_utilization: float | None
-) -> tuple[Checkpoint, ModelConfig, EngineConfig]:
-    from pagemill.checkpoint.open import open_checkpoint
-    from pagemill.checkpoint.source import resolve_model
-
-    device = detect(args.device)
-    if device.type == "cuda" and args.memory_utilization is None:
-        args = dataclasses.replace(args, memory_utilization=gpu_memory_utilization)
-    source = resolve_model(
-        args.model,
-        revision=args.revision,
-        offline=args.offline,
-        cache_dir=None if args.cache_dir is None else Path(args.cache_dir),
-    )
-    checkpoint = open_checkpoint(source.path)
-    model = checkpoint.model_config()
-    path = str(checkpoint.path)
-    config = resolve(args, model, device, path=path, hash_key=secrets.token_hex(32))
-    for remark in remarks(config, device):
-        logger.warning(remark)
-    return checkpoint, model, config
-
-
 def _refuse(tensor_parallel_size: int, trust_remote_code: bool, options: dict[str, Any]) -> None:
     if tensor_parallel_size != 1:
         raise ConfigError(f"tensor_parallel_size must be 1, got {tensor_parallel_size}")
@@ -269,15 +247,6 @@ def _refuse(tensor_parallel_size: int, trust_remote_code: bool, options: dict[st
     unknown = sorted(options.keys() - known)
     if unknown:
         raise ConfigError(f"LLM has no option {unknown[0]!r}")
-
-
-def _read_template(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the chat template {path} cannot be read: {error}") from None
 
 
 def _as_list(prompts: TextOrTokens | Sequence[TextOrTokens]) -> Sequence[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import sys
 
 from pagemill.cli.access import api_keys, check_exposure, check_tls
@@ -12,6 +11,7 @@ from pagemill.cli.console import Console
 from pagemill.cli.listen import bind
 from pagemill.cli.logs import configure_logging
 from pagemill.config.args import ServeArgs
+from pagemill.config.facts import detect
 
 
 def serve(args: ServeArgs) -> int:
@@ -27,10 +27,10 @@ def serve(args: ServeArgs) -> int:
     console = Console(sys.stdout)
     with bind(args.host, args.port) as listener:
         # Only now, so that wrong settings and a taken port are known at once.
-        from pagemill.cli.prepare import prepare
         from pagemill.engine.launch import EngineProcess
+        from pagemill.prepare import prepare
 
-        plan = prepare(args, hash_key=secrets.token_hex(16))
+        plan = prepare(args, detect(args.device))
         console.line(plan.summary)
         for remark in plan.remarks:
             console.line(f"note: {remark}")

@@ -14,7 +14,6 @@ from pagemill.api.context import ServerContext
 from pagemill.cli.console import Console
 from pagemill.cli.http import HttpServer
 from pagemill.cli.listen import address
-from pagemill.cli.prepare import Plan
 from pagemill.cli.settings import api_settings
 from pagemill.cli.stopping import StopSignals
 from pagemill.config.args import ServeArgs
@@ -23,6 +22,7 @@ from pagemill.errors import EngineDeadError
 from pagemill.frontend.client import ZmqEngineClient
 from pagemill.frontend.text_side import TextSide, load_text_side
 from pagemill.metrics.metrics import Metrics
+from pagemill.prepare import Plan
 
 INTERRUPTED = 130  # the exit code of a second Ctrl-C, as shells have it
 POLL_SECONDS = 0.05

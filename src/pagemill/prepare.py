@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ from pagemill.checkpoint.open import open_checkpoint
 from pagemill.checkpoint.source import resolve_model
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
-from pagemill.config.facts import detect
+from pagemill.config.facts import DeviceFacts
 from pagemill.config.generation import default_params
 from pagemill.config.model import ModelConfig
 from pagemill.config.resolve import remarks, resolve
 from pagemill.errors import ConfigError
 
+HASH_KEY_BYTES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be served, and how. `chat_template` replaces the model's own unless None."""
+    """What will run, and how. `chat_template` replaces the model's own unless None."""
 
     checkpoint: Checkpoint
     model: ModelConfig
@@ -31,12 +34,11 @@ class Plan:
     remarks: list[str]
 
 
-def prepare(args: ServeArgs, *, hash_key: str) -> Plan:
-    """Find the model (downloading it if it must be) and resolve the settings.
+def prepare(args: ServeArgs, device: DeviceFacts) -> Plan:
+    """Find the model (downloading it if it must be) and resolve the settings for `device`.
 
-    Raises ModelLoadError or ConfigError.
+    Every call draws a new key for the prefix cache's hashes. Raises ModelLoadError or ConfigError.
     """
-    device = detect(args.device)
     source = resolve_model(
         args.model,
         revision=args.revision,
@@ -45,9 +47,8 @@ def prepare(args: ServeArgs, *, hash_key: str) -> Plan:
     )
     checkpoint = open_checkpoint(source.path)
     model = checkpoint.model_config()
-    config = resolve(
-        args, model, device, path=str(checkpoint.path), name=source.name, hash_key=hash_key
-    )
+    path, key = str(checkpoint.path), secrets.token_hex(HASH_KEY_BYTES)
+    config = resolve(args, model, device, path=path, name=source.name, hash_key=key)
     summary = (
         f"{config.served_model_names[0]}: {model.architecture}, {config.dtype}, on {device.name}"
     )
