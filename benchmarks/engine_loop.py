@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.engine import Engine
 from pagemill.engine.messages import AddRequest, EngineInfo
-from pagemill.executor.base import StepResult
 from pagemill.kvcache.hashing import hash_blocks
 from pagemill.params import SamplingParams
 from pagemill.scheduler.batch import Batch
+from pagemill.scheduler.result import StepResult
 
 ROW_COUNTS = (1, 64, 256, 1024)
 PROMPT_LEN = 128

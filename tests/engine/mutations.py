@@ -83,6 +83,10 @@ def preempted_requests_lose_their_last_result(patch: MonkeyPatch) -> None:
     patch.setattr(Retirement, "_settle_preempted", lambda self, step, current: [])
 
 
+def rows_of_preempted_requests_come_last(patch: MonkeyPatch) -> None:
+    patch.setattr(retire, "sorted", list, raising=False)
+
+
 def blocks_are_freed_by_their_first_holder(patch: MonkeyPatch) -> None:
     def release(self: Any, blocks: Any) -> None:
         for block in blocks:
@@ -233,6 +237,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     text_is_committed_a_block_early,
     preempted_requests_come_back_at_once,
     preempted_requests_lose_their_last_result,
+    rows_of_preempted_requests_come_last,
     blocks_are_freed_by_their_first_holder,
     reused_blocks_keep_their_hash,
     cached_blocks_stay_in_the_free_list,

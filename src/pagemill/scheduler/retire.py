@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,8 @@ from pagemill.kvcache.manager import KVCacheManager
 from pagemill.scheduler.batch import Bool, Int32
 from pagemill.scheduler.plan import ScheduledStep
 from pagemill.scheduler.request import Request, Status
+from pagemill.scheduler.result import PromptLogprobs, StepResult
 from pagemill.scheduler.slots import Index, Slots
-
-if TYPE_CHECKING:
-    from pagemill.scheduler.result import PromptLogprobs, StepResult
 
 _TOKEN_BYTES = 4
 

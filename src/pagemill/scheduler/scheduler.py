@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,11 +21,9 @@ from pagemill.scheduler.limits import Limit, PrefillShare, SeqBudget, TokenBudge
 from pagemill.scheduler.plan import DecodeRows, PrefillRow, ScheduledStep, StepPlan
 from pagemill.scheduler.queue import WaitingQueue
 from pagemill.scheduler.request import Grammar, Request, Status
+from pagemill.scheduler.result import StepResult
 from pagemill.scheduler.retire import Retirement
 from pagemill.scheduler.slots import Index, Slots
-
-if TYPE_CHECKING:
-    from pagemill.scheduler.result import StepResult
 
 MAX_SKIPPED = 16  # waiting requests that others may overtake in a step because a limit holds them
 HEADROOM_SHARE = 64  # one block in so many stays free at an admission, for those that run

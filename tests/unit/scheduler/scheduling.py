@@ -9,11 +9,11 @@ import numpy as np
 
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo
-from pagemill.executor.base import StepResult
 from pagemill.kvcache.hashing import hash_blocks
 from pagemill.params import SamplingParams
 from pagemill.scheduler.plan import ScheduledStep
 from pagemill.scheduler.request import Request
+from pagemill.scheduler.result import StepResult
 from pagemill.scheduler.scheduler import Scheduler
 
 BLOCK_SIZE = 4
