@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     args = parser.parse_args()
     tally = Tally()
-    flags = ("--dtype", "float32", "--kv-cache-bytes", str(2**30), "--log-level", "warning")
+    flags = ("--dtype", "float32", "--kv-cache-bytes", str(2**28), "--log-level", "warning")
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder), *flags) as server:
         server.wait_ready()
         asyncio.run(keep_busy(server, args.seconds, args.clients, tally))
