@@ -82,7 +82,8 @@ class BlockPool:
         for _ in range(count):
             block = self._free.pop()
             self._num_holders[block] = 1
-            self._forget(block)
+            if self._hash_of[block] is not None:
+                self._forget(block)
             blocks.append(block)
         return blocks
 
@@ -122,6 +123,6 @@ class BlockPool:
 
     def _forget(self, block: int) -> None:
         block_hash = self._hash_of[block]
-        if block_hash is not None:
-            del self._block_of[block_hash]
-            self._hash_of[block] = None
+        assert block_hash is not None
+        del self._block_of[block_hash]
+        self._hash_of[block] = None

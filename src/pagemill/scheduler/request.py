@@ -80,6 +80,7 @@ class Request:
     status: Status = Status.WAITING
     slot: int = -1
     num_pending: int = 0  # tokens in flight when it was preempted, and not retired yet
+    num_uncached: int = 0  # tokens to compute when it was last matched; 0 = never
     num_cached_tokens: int = 0  # found in the prefix cache when it first ran
     num_prompt_logprobs: int = 0  # prompt positions already reported
     num_preemptions: int = 0

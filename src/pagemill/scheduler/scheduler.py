@@ -251,8 +251,7 @@ class Scheduler:
         skipped: list[Request] = []
         while len(self._waiting) and self.slots.num_free and self._budget.left:
             request = self._waiting.pop()
-            cached = self._match(request)
-            num_query = self._cap(request, len(request.token_ids) - self._num_tokens(cached))
+            cached, num_query = self._look_up(request)
             if num_query and not self._fits(request, cached, reserved):
                 skipped.append(request)
                 break
@@ -266,6 +265,18 @@ class Scheduler:
         for request in skipped:
             self._waiting.push(request)
         assert len(self.slots) or not len(self._waiting), "an empty engine admits nothing"
+
+    def _look_up(self, request: Request) -> tuple[list[int], int]:
+        """Cached blocks of a waiting request, and how many tokens it may compute in this step.
+
+        One that a limit holds back is not matched in every step: a long prompt has thousands of
+        hashes.
+        """
+        if request.num_uncached and not self._cap(request, request.num_uncached):
+            return [], 0
+        cached = self._match(request)
+        request.num_uncached = len(request.token_ids) - self._num_tokens(cached)
+        return cached, self._cap(request, request.num_uncached)
 
     def _match(self, request: Request) -> list[int]:
         if request.params.prompt_logprobs is not None:
