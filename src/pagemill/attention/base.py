@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,16 @@ class LayerCache:
 
     k: Tensor
     v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RopeInput:
+    """What attention needs to norm and rotate queries and keys itself."""
+
+    cos_sin: Tensor  # [max_position, D] float32
+    q_norm: Tensor | None  # [D] float32
+    k_norm: Tensor | None  # [D] float32
+    eps: float
 
 
 @dataclass(slots=True)
@@ -75,4 +85,18 @@ class AttentionBackend(Protocol):
 
     def run(self, spec: AttentionSpec, q: Tensor, batch: ForwardBatch) -> Tensor:
         """Causal attention of q [T, num_heads, D] over each row's pages -> [T, num_heads * D]."""
+        ...
+
+
+@runtime_checkable
+class FusedAttention(Protocol):
+    """A backend that takes queries, keys and values as the projection leaves them."""
+
+    def run_with_rope(
+        self, spec: AttentionSpec, qkv: Tensor, batch: ForwardBatch, rope: RopeInput
+    ) -> Tensor:
+        """`Ops.qk_norm_rope_cache`, then `run`, for rows with one query token each.
+
+        qkv is [T, q_size + 2 kv_size]; returns [T, num_heads * D].
+        """
         ...

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.attention.base import AttentionSpec, ForwardBatch, RopeInput
 from pagemill.ops.triton.counters import Counters
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, num_sms
 from pagemill.ops.triton.packed_attention import packed_attention
 from pagemill.ops.triton.split_attention import (
-    RopeInput,
     SplitPlan,
     max_query_len,
     split_attention,

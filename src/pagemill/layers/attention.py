@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.attention.base import AttentionSpec, ForwardBatch, FusedAttention, RopeInput
 from pagemill.config.model import ModelConfig
 from pagemill.layers.base import BuildContext
+from pagemill.layers.fusion import fused_ops, plain_weight
 from pagemill.layers.linear import Linear, QKVLinear
 from pagemill.layers.norm import RMSNorm
 from pagemill.ops.base import HeadShape
@@ -36,26 +37,46 @@ class Attention(nn.Module):
         self._ops = ctx.ops
         self._spec = spec
         self._shape = shape
-        self._cos_sin = cos_sin
-        self._eps = config.norm_eps
-        self._norms: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._hidden_size = config.hidden_size
+        q_norm, k_norm = None, None
         if qk_norm:
             self.q_norm = RMSNorm(ctx, spec.head_dim, config.norm_eps, offset_one=offset_one)
             self.k_norm = RMSNorm(ctx, spec.head_dim, config.norm_eps, offset_one=offset_one)
-            self._norms = (self.q_norm.weight, self.k_norm.weight)
+            q_norm, k_norm = self.q_norm.weight, self.k_norm.weight
+        self._fused = fused_ops(ctx)
+        self._rope = RopeInput(cos_sin, q_norm, k_norm, config.norm_eps)
 
     def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
+        return self.o_proj.forward(self._attend(self.qkv_proj.forward(hidden), batch))
+
+    def fuses(self, batch: ForwardBatch) -> bool:
+        """Whether `add_fused` can take the place of the norm before, `forward` and the addition."""
+        return self._fused is not None and self._fused.fuses(batch.num_tokens, self._hidden_size)
+
+    def add_fused(self, norm: RMSNorm, residual: Tensor, batch: ForwardBatch) -> None:
+        """`residual += forward(norm(residual))`, in place, by few kernels."""
+        assert self._fused is not None
+        weight, bias = plain_weight(self.qkv_proj)
+        qkv = self._fused.norm_linear(residual, norm.weight, norm.eps, weight, bias)
+        self._fused.linear_add(self._attend(qkv, batch), *plain_weight(self.o_proj), residual)
+
+    def _attend(self, qkv: Tensor, batch: ForwardBatch) -> Tensor:
+        """[T, q_size + 2 kv_size] -> [T, q_size]; keys and values go to the cache."""
         assert batch.attention is not None
+        may_fuse = self._fused is not None and batch.max_query_len == 1
+        if may_fuse and isinstance(batch.attention, FusedAttention):
+            return batch.attention.run_with_rope(self._spec, qkv, batch, self._rope)
         cache = batch.kv_cache[self._spec.layer_index]
         q = self._ops.qk_norm_rope_cache(
-            self.qkv_proj.forward(hidden),
+            qkv,
             batch.positions,
             batch.slot_mapping,
-            self._cos_sin,
+            self._rope.cos_sin,
             self._shape,
             cache.k,
             cache.v,
-            *self._norms,
-            self._eps,
+            self._rope.q_norm,
+            self._rope.k_norm,
+            self._rope.eps,
         )
-        return self.o_proj.forward(batch.attention.run(self._spec, q, batch))
+        return batch.attention.run(self._spec, q, batch)

@@ -25,17 +25,17 @@ class RMSNorm(nn.Module):
         weight = torch.ones(size, dtype=torch.float32, device=ctx.device)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self._ops = ctx.ops
-        self._eps = eps
+        self.eps = eps
         self._offset = 1.0 if offset_one else 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._ops.rms_norm(x, self.weight, self._eps)
+        return self._ops.rms_norm(x, self.weight, self.eps)
 
     def after_add(self, x: Tensor | None, residual: Tensor) -> Tensor:
         """Add x to the residual, in place, and normalise the sum. With x None, only normalise."""
         if x is None:
             return self.forward(residual)
-        return self._ops.add_rms_norm(x, residual, self.weight, self._eps)
+        return self._ops.add_rms_norm(x, residual, self.weight, self.eps)
 
     def weight_slots(self) -> Iterator[WeightSlot]:
         yield WeightSlot("weight", tuple(self.weight.shape), self._store)

@@ -16,7 +16,8 @@ from pagemill.models.base import KVCacheSpec
 from pagemill.models.weights import finish_loading, load_weights
 
 # (config, context, the layer's attention, its rotary table) -> a module that is called with
-# (hidden or None, residual, batch), adds hidden to the residual and returns the next hidden.
+# (hidden or None, residual, batch), adds hidden to the residual and returns the next hidden, or
+# None when it has added that as well.
 LayerBuilder = Callable[[ModelConfig, BuildContext, AttentionSpec, Tensor], nn.Module]
 
 

@@ -34,7 +34,14 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(ctx, config.hidden_size, config.norm_eps)
         self.mlp = GatedMLP(config, ctx)
 
-    def forward(self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch) -> Tensor:
+    def forward(
+        self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch
+    ) -> Tensor | None:
+        """With fused kernels the residual is up to date at once, and there is no hidden."""
+        if hidden is None and self.self_attn.fuses(batch) and self.mlp.fuses(batch.num_tokens):
+            self.self_attn.add_fused(self.input_layernorm, residual, batch)
+            self.mlp.add_fused(self.post_attention_layernorm, residual)
+            return None
         hidden = self.input_layernorm.after_add(hidden, residual)
         hidden = self.self_attn.forward(hidden, batch)
         hidden = self.post_attention_layernorm.after_add(hidden, residual)

@@ -1,4 +1,4 @@
-"""`Ops` and `FusedOps` by Triton kernels; matrix products of many tokens go to cuBLAS."""
+"""`Ops`, `FusedOps` and `DecodeOps` by Triton kernels; products of many tokens go to cuBLAS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pagemill.ops.base import HeadShape
-from pagemill.ops.triton import activation, norm, rope, sampling
+from pagemill.ops.decode import DecodeInputs, DecodeState
+from pagemill.ops.triton import activation, decode_step, norm, rope, sampling
 from pagemill.ops.triton.counters import Counters
 from pagemill.ops.triton.sampling import SamplingRows
 from pagemill.ops.triton.skinny_linear import MAX_TOKENS, skinny_linear
@@ -17,7 +18,7 @@ SKINNY_MAX_ELEMENTS = 16 * 1024 * 1024
 
 
 class TritonOps:
-    """Implements `Ops`, `FusedOps`, and sampling."""
+    """Implements `Ops`, `FusedOps` and `DecodeOps`, and sampling."""
 
     name = "triton"
 
@@ -91,3 +92,15 @@ class TritonOps:
     def sample(self, logits: Tensor, rows: SamplingRows, truncate: bool) -> Tensor:
         """One token per row of logits [n, V] -> [n] int64; see `sampling.sample`."""
         return sampling.sample(logits, rows, truncate)
+
+    def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
+        """One token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""
+        return sampling.sample_by_temperature(logits, temperature, uniform)
+
+    def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
+        return decode_step.decode_inputs(slots, state, block_size)
+
+    def decode_advance(
+        self, slots: Tensor, state: DecodeState, tokens: Tensor, out: Tensor
+    ) -> None:
+        decode_step.decode_advance(slots, state, tokens, out)

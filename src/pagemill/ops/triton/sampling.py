@@ -265,17 +265,16 @@ def _chunk_stats(logits: Tensor) -> _Scratch:
 def _pick(
     logits: Tensor,
     scratch: _Scratch,
-    rows: SamplingRows | None,
+    temperature: Tensor | None,
+    uniform: Tensor | None,
     masses: Tensor | None,
     threshold: Tensor | None,
 ) -> Tensor:
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     _pick_kernel[(logits.shape[0],)](
         logits, scratch.maxima, scratch.places, masses, threshold,
-        None if rows is None else rows.temperature,
-        None if rows is None else rows.uniform,
-        out, logits.stride(0), logits.shape[1], scratch.num_chunks,
-        CHUNK=CHUNK, BLOCK_CHUNKS=scratch.block_chunks, SAMPLE=rows is not None,
+        temperature, uniform, out, logits.stride(0), logits.shape[1], scratch.num_chunks,
+        CHUNK=CHUNK, BLOCK_CHUNKS=scratch.block_chunks, SAMPLE=temperature is not None,
         TRUNCATE=threshold is not None, PDL=scratch.pdl, launch_pdl=scratch.pdl,
     )  # fmt: skip
     return out
@@ -285,7 +284,7 @@ def argmax(logits: Tensor) -> Tensor:
     """The first greatest entry of each row of logits [n, V] -> [n] int64."""
     if logits.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
-    return _pick(logits, _chunk_stats(logits), None, None, None)
+    return _pick(logits, _chunk_stats(logits), None, None, None, None)
 
 
 def _thresholds(logits: Tensor, scratch: _Scratch, rows: SamplingRows) -> Tensor:
@@ -305,14 +304,33 @@ def sample(logits: Tensor, rows: SamplingRows, truncate: bool) -> Tensor:
     tokens that tie with the last one kept are kept. Without `truncate` those three are off for
     every row and their search is not launched.
     """
+    if not truncate:
+        return sample_by_temperature(logits, rows.temperature, rows.uniform)
     if logits.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
     scratch = _chunk_stats(logits)
-    threshold = _thresholds(logits, scratch, rows) if truncate else None
+    threshold = _thresholds(logits, scratch, rows)
+    return _draw(logits, scratch, rows.temperature, rows.uniform, threshold)
+
+
+def sample_by_temperature(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
+    """One token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""
+    if logits.shape[0] == 0:
+        return torch.empty(0, dtype=torch.int64, device=logits.device)
+    return _draw(logits, _chunk_stats(logits), temperature, uniform, None)
+
+
+def _draw(
+    logits: Tensor,
+    scratch: _Scratch,
+    temperature: Tensor,
+    uniform: Tensor,
+    threshold: Tensor | None,
+) -> Tensor:
     masses = torch.empty_like(scratch.maxima)
     _chunk_mass_kernel[(logits.shape[0], scratch.num_chunks)](
-        logits, scratch.maxima, masses, threshold, rows.temperature, logits.stride(0),
+        logits, scratch.maxima, masses, threshold, temperature, logits.stride(0),
         logits.shape[1], scratch.num_chunks, CHUNK=CHUNK, BLOCK_CHUNKS=scratch.block_chunks,
-        TRUNCATE=truncate, PDL=scratch.pdl, launch_pdl=scratch.pdl,
+        TRUNCATE=threshold is not None, PDL=scratch.pdl, launch_pdl=scratch.pdl,
     )  # fmt: skip
-    return _pick(logits, scratch, rows, masses, threshold)
+    return _pick(logits, scratch, temperature, uniform, masses, threshold)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
+from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache, RopeInput
 from pagemill.ops.triton.attention_tile import LOWEST, attend, to_log2
 from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_inputs
 from pagemill.ops.triton.rope import head_rms, load_cos_sin, rope_partner, to_cache_type
@@ -35,16 +35,6 @@ class SplitPlan:
     block_n: int = 64
     num_warps: int = 4
     num_stages: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class RopeInput:
-    """What the fused form needs besides qkv: one new token per row, not yet in the cache."""
-
-    cos_sin: Tensor  # [max_position, D] float32
-    q_norm: Tensor | None  # [D] float32
-    k_norm: Tensor | None  # [D] float32
-    eps: float
 
 
 @triton.jit

@@ -1,0 +1,58 @@
+"""What a device must offer so that a whole decode step can be captured in a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeState:
+    """What the device remembers of each slot; [slots, ...]. The last slot is spare: padding."""
+
+    length: Tensor  # int64, tokens in the cache
+    next_input: Tensor  # int64 [slots, 1 + drafts], the last sampled token first
+    block_table: Tensor  # int32 [slots, max_blocks]
+    temperature: Tensor  # float32 [slots], of any stride
+    seeds: Tensor  # int64
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """The inputs of rows with one resident token each. Rows of the spare slot write nowhere."""
+
+    input_ids: Tensor  # [n] int64
+    positions: Tensor  # [n] int64
+    slot_mapping: Tensor  # [n] int64, -1 for the spare slot
+    seq_lens: Tensor  # [n] int32
+    block_table: Tensor  # [n, max_blocks] int32; unset behind the row's last block
+    temperature: Tensor  # [n] float32
+    uniform: Tensor  # [n] float32 in [0, 1]: the row's random number for this place
+
+
+@runtime_checkable
+class DecodeOps(Protocol):
+    """Kernels around the model in a captured step. None of them waits for the device."""
+
+    def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
+        """Look up rows of `slots` [n] int64."""
+        ...
+
+    def decode_advance(
+        self, slots: Tensor, state: DecodeState, tokens: Tensor, out: Tensor
+    ) -> None:
+        """Make `tokens` [n] int64 the slots' next inputs, one place further; copy to `out` int32.
+
+        The spare slot stays as it is.
+        """
+        ...
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The first greatest entry of each row of logits [n, V] -> [n] int64."""
+        ...
+
+    def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
+        """A token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""
+        ...

@@ -1,0 +1,123 @@
+"""What a decode step does around the model: look its inputs up, and move the slots on.
+
+Random numbers are SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) of the slot's seed and the
+token's place, bit for bit those of `sampling.random.uniform` until they are rounded to float32.
+"""
+
+# ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pagemill.ops.decode import DecodeInputs, DecodeState
+from pagemill.ops.triton.launch import supports_pdl, wait_for_inputs
+
+TABLE_TILE = 512
+ADVANCE_TILE = 128
+GAMMA = tl.constexpr(0x9E3779B97F4A7C15 - (1 << 64))
+MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9 - (1 << 64))
+MIX_2 = tl.constexpr(0x94D049BB133111EB - (1 << 64))
+
+
+@triton.jit
+def _shift_right(x, BITS: tl.constexpr):
+    """Logical shift of int64."""
+    return (x >> BITS) & ((1 << (64 - BITS)) - 1)
+
+
+@triton.jit
+def _mix(x):
+    x = (x ^ _shift_right(x, 30)) * MIX_1
+    x = (x ^ _shift_right(x, 27)) * MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+@triton.jit
+def _decode_inputs_kernel(
+    slots_ptr, length_ptr, next_input_ptr, table_ptr, temperature_ptr, seeds_ptr,
+    input_ids_ptr, positions_ptr, slot_mapping_ptr, seq_lens_ptr, out_table_ptr,
+    out_temperature_ptr, uniform_ptr, spare, input_stride, table_stride, temperature_stride,
+    out_table_stride, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    wait_for_inputs(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + row)
+    position = tl.load(length_ptr + slot)
+    own_table_ptr = table_ptr + slot * table_stride
+    block = tl.load(own_table_ptr + position // BLOCK_SIZE).to(tl.int64)
+    cell = block * BLOCK_SIZE + position % BLOCK_SIZE
+    tl.store(slot_mapping_ptr + row, tl.where(slot == spare, -1, cell))
+    tl.store(input_ids_ptr + row, tl.load(next_input_ptr + slot * input_stride))
+    tl.store(positions_ptr + row, position)
+    tl.store(seq_lens_ptr + row, (position + 1).to(tl.int32))
+    temperature = tl.load(temperature_ptr + slot * temperature_stride)
+    tl.store(out_temperature_ptr + row, tl.where(slot == spare, 0.0, temperature))
+    # Vectors of one, since the interpreter checks Python's own numbers for overflow.
+    one = tl.arange(0, 1)
+    seed = tl.load(seeds_ptr + slot + one)
+    bits = _shift_right(_mix(_mix(seed + GAMMA) + (position + 1 + one) * GAMMA), 11)
+    number = bits.to(tl.float64) * 1.1102230246251565e-16  # 2^-53
+    tl.store(uniform_ptr + row + one, number.to(tl.float32))
+    num_blocks = position // BLOCK_SIZE + 1
+    for first in range(0, num_blocks, TILE):
+        at = first + tl.arange(0, TILE)
+        entries = tl.load(own_table_ptr + at, mask=at < num_blocks, other=0)
+        tl.store(out_table_ptr + row * out_table_stride + at, entries, mask=at < num_blocks)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _decode_advance_kernel(
+    slots_ptr, length_ptr, next_input_ptr, tokens_ptr, out_ptr, spare, input_stride, num_rows,
+    TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    wait_for_inputs(PDL)
+    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    there = rows < num_rows
+    slots = tl.load(slots_ptr + rows, mask=there, other=0)
+    tokens = tl.load(tokens_ptr + rows, mask=there, other=0)
+    tl.store(out_ptr + rows, tokens.to(tl.int32), mask=there)
+    moves = there & (slots != spare)
+    length = tl.load(length_ptr + slots, mask=moves, other=0)
+    tl.store(length_ptr + slots, length + 1, mask=moves)
+    tl.store(next_input_ptr + slots * input_stride, tokens, mask=moves)
+
+
+def decode_inputs(slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
+    """`DecodeOps.decode_inputs`."""
+    num_rows, device = len(slots), slots.device
+    longs = torch.empty(3, num_rows, dtype=torch.int64, device=device)
+    floats = torch.empty(2, num_rows, device=device)
+    inputs = DecodeInputs(
+        input_ids=longs[0],
+        positions=longs[1],
+        slot_mapping=longs[2],
+        seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
+        block_table=torch.empty(
+            num_rows, state.block_table.shape[1], dtype=torch.int32, device=device
+        ),
+        temperature=floats[0],
+        uniform=floats[1],
+    )
+    pdl = supports_pdl(slots)
+    _decode_inputs_kernel[(num_rows,)](
+        slots, state.length, state.next_input, state.block_table, state.temperature, state.seeds,
+        inputs.input_ids, inputs.positions, inputs.slot_mapping, inputs.seq_lens,
+        inputs.block_table, inputs.temperature, inputs.uniform, len(state.length) - 1,
+        state.next_input.stride(0), state.block_table.stride(0), state.temperature.stride(0),
+        inputs.block_table.stride(0), BLOCK_SIZE=block_size, TILE=TABLE_TILE, PDL=pdl,
+        launch_pdl=pdl,
+    )  # fmt: skip
+    return inputs
+
+
+def decode_advance(slots: Tensor, state: DecodeState, tokens: Tensor, out: Tensor) -> None:
+    """`DecodeOps.decode_advance`."""
+    num_rows, pdl = len(slots), supports_pdl(slots)
+    _decode_advance_kernel[(triton.cdiv(num_rows, ADVANCE_TILE),)](
+        slots, state.length, state.next_input, tokens, out, len(state.length) - 1,
+        state.next_input.stride(0), num_rows, TILE=ADVANCE_TILE, PDL=pdl, launch_pdl=pdl,
+    )  # fmt: skip
