@@ -100,6 +100,15 @@ class ServeArgs:
         "type of weights and activations",
         choices=("auto", "bfloat16", "float16", "float32"),
     )
+    quantization: str = flag(
+        "none", _COMPUTE, "hold weights in fewer bits; int8 on CPUs", choices=("none", "int8")
+    )
+    speculative: str = flag(
+        "none", _COMPUTE, "guess tokens ahead, from the text so far", choices=("none", "ngram")
+    )
+    num_speculative_tokens: int = flag(
+        4, _COMPUTE, "tokens guessed per step with --speculative", kind=int, metavar="N"
+    )
     threads: int | None = flag(None, _COMPUTE, "CPU threads; default: cores", kind=int, metavar="N")
     seed: int = flag(0, _COMPUTE, "seed for requests that bring none", kind=int)
     deterministic: bool = flag(

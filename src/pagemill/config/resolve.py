@@ -14,6 +14,7 @@ from pagemill.errors import ConfigError
 GIB = 2**30
 CPU_KV_CACHE_BYTES = 4 * GIB
 CUDA_MEMORY_UTILIZATION = 0.9
+MAX_SPECULATIVE_TOKENS = 16
 PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -46,12 +47,15 @@ def resolve(
         max_num_batched_tokens=max_num_batched_tokens,
         memory_utilization=args.memory_utilization or CUDA_MEMORY_UTILIZATION,
         kv_cache_bytes=_kv_cache_bytes(args, device),
+        quantization=_quantization(args.quantization, device),
         load_format=args.load_format,
         prefix_caching=args.prefix_cache,
         overlap=args.overlap,
         scheduling_policy=args.scheduling_policy,
         max_num_queued_reqs=args.max_num_queued_reqs,
         prefill_share=PREFILL_SHARE,
+        speculative=args.speculative,
+        num_speculative_tokens=0 if args.speculative == "none" else args.num_speculative_tokens,
         deterministic=args.deterministic,
         seed=args.seed,
         num_threads=args.threads or device.num_threads,
@@ -75,6 +79,11 @@ def _check(args: ServeArgs) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not 1 <= args.num_speculative_tokens <= MAX_SPECULATIVE_TOKENS:
+        raise ConfigError(
+            f"--num-speculative-tokens must be from 1 to {MAX_SPECULATIVE_TOKENS}, "
+            f"got {args.num_speculative_tokens}"
+        )
     share = args.memory_utilization
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--memory-utilization must be above 0 and at most 1, got {share:g}")
@@ -91,6 +100,12 @@ def _dtype(asked: str, checkpoint: str, device: DeviceFacts) -> str:
     if not device.bfloat16:
         return "float16"
     return checkpoint if checkpoint in ("bfloat16", "float16") else "bfloat16"
+
+
+def _quantization(asked: str, device: DeviceFacts) -> str:
+    if asked == "int8" and device.type != "cpu":
+        raise ConfigError("--quantization int8 has kernels for CPUs only")
+    return asked
 
 
 def _max_model_len(asked: int | None, model: ModelConfig) -> int:
