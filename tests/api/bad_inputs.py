@@ -8,6 +8,7 @@ from typing import Any
 from pagemill.api.schema import REFUSED
 
 USER = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 HUGE = 10**30
 
 SHARED: list[tuple[str, Any, str | None]] = [
@@ -193,6 +194,35 @@ CHAT: list[tuple[Any, str | None]] = [
         "tools[0].function.name",
     ),
     ({"messages": USER, "tool_choice": "auto"}, "tool_choice"),
+    ({"messages": USER, "tool_choice": "required"}, "tool_choice"),
+    ({"messages": USER, "tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+    ({"messages": USER, "tools": TOOLS, "tool_choice": {}}, "tool_choice"),
+    ({"messages": USER, "tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice"),
+    (
+        {
+            "messages": USER,
+            "tools": TOOLS,
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        "tool_choice",
+    ),
+    (
+        {"messages": USER, "tools": TOOLS, "tool_choice": "required", "guided_regex": "a"},
+        "tool_choice",
+    ),
+    (
+        {
+            "messages": USER,
+            "tools": [
+                {"type": "function", "function": {"name": "f", "parameters": {"$ref": "//x"}}}
+            ],
+            "tool_choice": "required",
+        },
+        "tools",
+    ),
+    ({"messages": USER, "tools": TOOLS * 129}, "tools"),
+    ({"messages": USER, "tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls"),
+    ({"messages": USER, "include_reasoning": "no"}, "include_reasoning"),
     (
         {"messages": USER, "continue_final_message": True, "add_generation_prompt": True},
         "continue_final_message",

@@ -38,14 +38,17 @@ class FakeRenderer:
     vocab_size = VOCAB_SIZE
     has_chat_template = True
 
-    def __init__(self) -> None:
+    def __init__(self, template_text: str = "", opens: str = "") -> None:
+        """`opens` is what the template writes to begin the answer."""
+        self.template_text = template_text
+        self.opens = opens
         self.last_chat: dict[str, Any] = {}
 
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> Prompt:
         self.last_chat = {"messages": messages, **options}
         messages = normalise_messages(messages)
         text = "".join(f"<{m['role']}>{m.get('content')}" for m in messages)
-        return await self.encode(text)
+        return await self.encode(text + self.opens)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> Prompt:
         return Prompt(list(text.encode()), text)

@@ -10,8 +10,6 @@ import pytest
 
 from api.fakes import REPLY, FakeClient, FakeRenderer, http_client, make_context, sse_events
 from pagemill.api.context import ServerContext
-from pagemill.api.responses import FunctionCall, ToolCall
-from pagemill.api.tools.base import ParsedDelta
 from pagemill.params import StructuredOutputs
 
 USER = [{"role": "user", "content": "hi"}]
@@ -209,60 +207,3 @@ def test_a_clients_own_names_cannot_forge_headers(stream: bool) -> None:
     header = asyncio.run(run())
     assert "messages[].a??set-cookie??x" in header
     assert len(header) < 1000
-
-
-class UpperCaseCalls:
-    """A parser whose first word is reasoning and whose every "!" is a tool call."""
-
-    def __init__(self) -> None:
-        self._reasoning = True
-
-    def push(self, text: str) -> ParsedDelta:
-        if self._reasoning:
-            self._reasoning = " " not in text
-            return ParsedDelta(reasoning=text)
-        if text == "!":
-            function = FunctionCall(name="shout", arguments='{"loud":')
-            rest = ToolCall(FunctionCall(arguments=" true}"), index=0)
-            call = ToolCall(function, id="call_1", type="function", index=0)
-            return ParsedDelta(tool_calls=[call, rest])
-        return ParsedDelta(content=text)
-
-    def finish(self) -> ParsedDelta:
-        return ParsedDelta(content=".")
-
-
-def test_parser_splits_reasoning_content_and_tool_calls() -> None:
-    context = make_context(
-        FakeClient(reply="hm a!"), output_parser=lambda request: UpperCaseCalls()
-    )
-    choice = asyncio.run(post(context))["choices"][0]
-    assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"] == {
-        "role": "assistant",
-        "content": "a.",
-        "refusal": None,
-        "reasoning": "hm ",
-        "reasoning_content": "hm ",
-        "tool_calls": [
-            {
-                "function": {"name": "shout", "arguments": '{"loud": true}'},
-                "id": "call_1",
-                "type": "function",
-            }
-        ],
-    }
-
-
-def test_parser_in_a_stream() -> None:
-    context = make_context(
-        FakeClient(reply="hm a!"), output_parser=lambda request: UpperCaseCalls()
-    )
-    events = asyncio.run(stream(context))
-    deltas = [event["choices"][0]["delta"] for event in events]
-    assert "".join(d.get("reasoning", "") for d in deltas) == "hm "
-    assert "".join(d.get("reasoning_content", "") for d in deltas) == "hm "
-    assert "".join(d.get("content", "") for d in deltas) == "a."
-    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert [c["function"]["arguments"] for c in calls] == ['{"loud":', " true}"]
-    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"

@@ -16,6 +16,7 @@ from pagemill.api.context import ServerContext
 from pagemill.api.endpoint import Endpoint, get, post
 from pagemill.api.errors import exception_handlers
 from pagemill.api.middleware import BodyLimit, Guard, HostCheck, KeyRing, RequestScopeMiddleware
+from pagemill.api.tools.chat_format import ChatFormat
 
 # fmt: off
 ENDPOINTS = (
@@ -40,8 +41,12 @@ ENDPOINTS = (
 
 
 def build_app(context: ServerContext) -> Starlette:
-    """The application over one engine. It starts nothing and owns nothing of `context`."""
+    """The application over one engine. It starts nothing and owns nothing of `context`.
+
+    Raises ConfigError for an unknown parser in the settings.
+    """
     settings = context.settings
+    ChatFormat.of("", settings.tool_call_parser, settings.reasoning_parser)  # are they known?
     layers = [
         Middleware(RequestScopeMiddleware, context=context),
         Middleware(HostCheck, allowed=settings.allowed_hosts),

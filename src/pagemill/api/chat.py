@@ -10,11 +10,11 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagemill.api.context import Limits, ServerContext
+from pagemill.api.chat_generation import ChoiceState, prepare, states
+from pagemill.api.context import ServerContext
 from pagemill.api.generation import Generation
 from pagemill.api.intake import Intake, take_in
 from pagemill.api.logprobs import chat_logprobs, prompt_logprobs
-from pagemill.api.messages import check_messages, check_tools, template_kwargs
 from pagemill.api.responses import (
     AssistantMessage,
     ChatChoice,
@@ -26,19 +26,11 @@ from pagemill.api.responses import (
     ToolCall,
     Usage,
 )
-from pagemill.api.sampling import (
-    check_logprobs,
-    check_num_choices,
-    sampling_params,
-    truncate,
-)
 from pagemill.api.schema import ChatRequest
 from pagemill.api.sse import event
 from pagemill.api.streaming import ChunkUsage, answer
-from pagemill.api.tools.base import OutputParser, ParsedDelta
-from pagemill.errors import InvalidParams
-from pagemill.frontend.base import Renderer
-from pagemill.frontend.outputs import ChoiceUpdate, Prompt, TokenLogprobs
+from pagemill.api.tools.base import ParsedDelta
+from pagemill.frontend.outputs import ChoiceUpdate, TokenLogprobs
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 
@@ -49,59 +41,9 @@ async def create(context: ServerContext, request: Request) -> Response:
     Raises RequestError, OverloadedError and EngineDeadError before the first token.
     """
     intake = await take_in(context, request, _decoder)
-    body = intake.body
-    intake.ignored += check_messages(body.messages, context.limits)
-    params = sampling_params(
-        body,
-        context,
-        max_tokens=_max_tokens(body),
-        logprobs=_num_logprobs(body, context.limits),
-    )
-    check_num_choices(1, params.n, context.limits)
-    generation = Generation(
-        context,
-        intake.scope,
-        [await _render(body, context, intake.renderer)],
-        params,
-        id_prefix="chatcmpl",
-        priority=body.priority or 0,
-        cache_salt=body.cache_salt,
-    )
-    return await answer(request, intake, generation, _Call(intake, generation))
-
-
-def _max_tokens(body: ChatRequest) -> int | None:
-    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    value: int | None = getattr(body, name)
-    if value is not None and value < 1:
-        raise InvalidParams(f"{name} must be at least 1, got {value}", param=name)
-    return value
-
-
-def _num_logprobs(body: ChatRequest, limits: Limits) -> int | None:
-    if body.top_logprobs and not body.logprobs:
-        raise InvalidParams("top_logprobs needs logprobs to be true", param="top_logprobs")
-    check_logprobs("top_logprobs", body.top_logprobs, limits)
-    return (body.top_logprobs or 0) if body.logprobs else None
-
-
-async def _render(body: ChatRequest, context: ServerContext, renderer: Renderer) -> Prompt:
-    continue_final = bool(body.continue_final_message)
-    add_generation = body.add_generation_prompt
-    if continue_final and add_generation:
-        raise InvalidParams(
-            "continue_final_message and add_generation_prompt exclude each other",
-            param="continue_final_message",
-        )
-    prompt = await renderer.render_chat(
-        body.messages,
-        tools=check_tools(body.tools, body.tool_choice, context.limits),
-        add_generation_prompt=not continue_final if add_generation is None else add_generation,
-        continue_final_message=continue_final,
-        add_special_tokens=bool(body.add_special_tokens),
-        template_kwargs=template_kwargs(body, context.limits),
-    )
-    return truncate(prompt, body.truncate_prompt_tokens, renderer.max_model_len)
+    generation, form = await prepare(intake, "chatcmpl")
+    choices = states(intake.body, generation, form)
+    return await answer(request, intake, generation, _Call(intake, generation, choices))
 
 
 def _echo_of(body: ChatRequest) -> str:
@@ -111,33 +53,6 @@ def _echo_of(body: ChatRequest) -> str:
         return ""
     content: Any = last.get("content")
     return content if isinstance(content, str) else ""
-
-
-@dataclass(slots=True)
-class _ChoiceState:
-    """A choice as far as it is sent: its parser, and whether it has called a tool."""
-
-    parser: OutputParser
-    echo: str
-    started: bool = False
-    called_tool: bool = False
-
-    def parse(self, update: ChoiceUpdate) -> ParsedDelta:
-        delta = self.parser.push(update.text)
-        if update.finish_reason is not None:
-            rest = self.parser.finish()
-            delta = ParsedDelta(
-                delta.content + rest.content,
-                delta.reasoning + rest.reasoning,
-                [*delta.tool_calls, *rest.tool_calls],
-            )
-        self.called_tool = self.called_tool or bool(delta.tool_calls)
-        return delta
-
-    def finish_reason(self, update: ChoiceUpdate) -> str | None:
-        if update.finish_reason == "stop" and self.called_tool:
-            return "tool_calls"
-        return update.finish_reason
 
 
 @dataclass
@@ -181,19 +96,18 @@ class _Collected:
 class _Call:
     """One request's way from updates to chunks, or to one answer."""
 
-    def __init__(self, intake: Intake[ChatRequest], generation: Generation) -> None:
+    def __init__(
+        self, intake: Intake[ChatRequest], generation: Generation, choices: list[ChoiceState]
+    ) -> None:
         self._body = intake.body
         self._context = intake.context
         self._generation = generation
         self._model = intake.model
         self._created = int(intake.context.clock.wall())
         self._prompt_logprobs: list[TokenLogprobs | None] | None = None
-        echo = _echo_of(intake.body)
-        self._states = [
-            _ChoiceState(intake.context.output_parser(intake.body), echo)
-            for _ in range(generation.params.n)
-        ]
-        self._collected = [_Collected(content=[echo]) for _ in self._states]
+        self._echo = _echo_of(intake.body)
+        self._states = choices
+        self._collected = [_Collected(content=[self._echo]) for _ in choices]
 
     def add(self, update: ChoiceUpdate) -> None:
         state, parts = self._states[update.index], self._collected[update.index]
@@ -251,7 +165,7 @@ class _Call:
         opening = b""
         if not state.started:
             state.started = True
-            opening = self._opening(update.index, state.echo, usage)
+            opening = self._opening(update.index, usage)
         parsed = state.parse(update)
         choice = ChatChunkChoice(
             index=update.index,
@@ -265,9 +179,9 @@ class _Call:
             choice.token_ids = update.token_ids
         return opening + event(self._chunk([choice], usage))
 
-    def _opening(self, index: int, echo: str, usage: ChunkUsage) -> bytes:
+    def _opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The first chunk of a choice: its role, and the echo when there is one."""
-        choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=echo))
+        choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=self._echo))
         chunk = self._chunk([choice], usage)
         if self._body.return_token_ids:
             chunk.prompt_token_ids = self._generation.prompts[0].token_ids

@@ -12,8 +12,7 @@ from typing import Any
 from starlette.requests import Request
 
 from pagemill.api.admission import Admission
-from pagemill.api.schema import ChatRequest
-from pagemill.api.tools.base import OutputParser, plain_text
+from pagemill.api.tools.chat_format import ChatFormat
 from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
 from pagemill.frontend.base import EngineClient, Renderer
 from pagemill.metrics.metrics import Metrics
@@ -60,6 +59,8 @@ class ApiSettings:
     keep_alive_seconds: float = 15.0
     json_access_log: bool = False
     priority_scheduling: bool = False
+    tool_call_parser: str = "auto"  # a name of `FORMATS_BY_NAME`, or "none"
+    reasoning_parser: str = "auto"  # a name of `REASONING_BY_NAME`, or "none"
 
 
 def allowed_hosts_for(bind_host: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -129,9 +130,9 @@ class ServerContext:
     settings: ApiSettings = field(default_factory=ApiSettings)
     clock: Clock = field(default_factory=Clock)
     admission: Admission = field(default_factory=Admission)
-    output_parser: Callable[[ChatRequest], OutputParser] = plain_text  # one for each choice
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     started_at: int = field(default_factory=lambda: int(time.time()))
+    _chat_format: tuple[Renderer, ChatFormat] | None = None
 
     @property
     def limits(self) -> Limits:
@@ -145,6 +146,16 @@ class ServerContext:
         if status.state != "ready" or self.renderer is None:
             raise OverloadedError("The model is still loading", LOADING_RETRY_SECONDS)
         return self.renderer
+
+    def chat_format(self, renderer: Renderer) -> ChatFormat:
+        """How the model writes tool calls and reasoning. Raises ConfigError."""
+        if self._chat_format is None or self._chat_format[0] is not renderer:
+            settings = self.settings
+            found = ChatFormat.of(
+                renderer.template_text, settings.tool_call_parser, settings.reasoning_parser
+            )
+            self._chat_format = (renderer, found)
+        return self._chat_format[1]
 
     def check_model(self, model: str | None) -> str:
         """The name to answer with: the first one when the request names none."""

@@ -11,6 +11,7 @@ from pagemill.api.body import check_nesting, check_size
 from pagemill.api.context import Limits
 from pagemill.api.errors import describe_validation_error
 from pagemill.api.schema import ChatRequest, Tool
+from pagemill.api.tools.choice import ToolChoice
 from pagemill.errors import InvalidParams
 
 MAX_REPORTED_MEMBERS = 16
@@ -53,30 +54,44 @@ def _header_safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "?", name[:64])
 
 
-def check_tools(
-    tools: list[dict[str, Any]] | None, choice: str | dict[str, Any] | None, limits: Limits
-) -> list[dict[str, Any]] | None:
-    """The tools for the template: none with `tool_choice` "none". Raises InvalidParams."""
-    if tools is not None:
-        if not 1 <= len(tools) <= limits.max_tools:
-            raise InvalidParams(f"tools must hold 1 to {limits.max_tools} tools", param="tools")
-        _check_types(tools)
-        check_nesting(tools, limits.max_nesting, "tools")
-        check_size(tools, limits.max_schema_bytes, "tools")
-    if choice is None or choice == "none":
-        return None if choice == "none" else tools
+def check_tools(tools: list[dict[str, Any]] | None, limits: Limits) -> list[Tool]:
+    """The tools, bounded and checked. Raises InvalidParams."""
     if tools is None:
+        return []
+    if not 1 <= len(tools) <= limits.max_tools:
+        raise InvalidParams(f"tools must hold 1 to {limits.max_tools} tools", param="tools")
+    checked = _typed(tools)
+    check_nesting(tools, limits.max_nesting, "tools")
+    check_size(tools, limits.max_schema_bytes, "tools")
+    return checked
+
+
+def read_tool_choice(body: ChatRequest, limits: Limits) -> ToolChoice:
+    """What `tools`, `tool_choice` and `parallel_tool_calls` allow. Raises InvalidParams."""
+    functions = [tool.function for tool in check_tools(body.tools, limits)]
+    tools = {function.name: function.parameters or {} for function in functions}
+    max_calls = 1 if body.parallel_tool_calls is False else None
+    if body.tool_choice is not None and body.tool_choice != "none" and not tools:
         raise InvalidParams("tool_choice needs tools", param="tool_choice")
-    if choice != "auto":
-        raise InvalidParams(
-            "tool_choice: only auto and none are supported by this server", param="tool_choice"
-        )
-    return tools
+    match body.tool_choice:
+        case None | "auto":
+            return ToolChoice("auto" if tools else "none", tools, max_calls)
+        case "none":
+            return ToolChoice("none", tools, max_calls)
+        case "required":
+            return ToolChoice("required", tools, max_calls)
+        case {"type": "function", "function": {"name": str() as name}} if name in tools:
+            return ToolChoice("required", {name: tools[name]}, 1)
+    raise InvalidParams(
+        'tool_choice must be "auto", "none", "required" or name one of the tools, as in '
+        '{"type": "function", "function": {"name": …}}',
+        param="tool_choice",
+    )
 
 
-def _check_types(tools: list[dict[str, Any]]) -> None:
+def _typed(tools: list[dict[str, Any]]) -> list[Tool]:
     try:
-        msgspec.convert(tools, list[Tool])
+        return msgspec.convert(tools, list[Tool])
     except msgspec.ValidationError as error:
         raise describe_validation_error(error, within="tools") from None
 

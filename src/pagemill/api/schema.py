@@ -166,8 +166,9 @@ class ChatRequest(GenerationFields, kw_only=True, forbid_unknown_fields=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
 
-    parallel_tool_calls: Any = None
-    include_reasoning: Any = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+
     verbosity: Any = None
     prediction: Any = None
 
@@ -234,8 +235,6 @@ NO_EFFECT = frozenset(
         "session_id",
         "guided_decoding_backend",
         "guided_whitespace_pattern",
-        "parallel_tool_calls",
-        "include_reasoning",
         "verbosity",
         "prediction",
     }

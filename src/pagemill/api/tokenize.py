@@ -43,6 +43,7 @@ async def _render(body: TokenizeRequest, context: ServerContext, renderer: Rende
         special = body.add_special_tokens is not False
         return await renderer.encode(body.prompt, add_special_tokens=special)
     check_messages(body.messages, context.limits)
+    check_tools(body.tools, context.limits)
     continue_final = bool(body.continue_final_message)
     if continue_final and body.add_generation_prompt:
         raise InvalidParams(
@@ -52,7 +53,7 @@ async def _render(body: TokenizeRequest, context: ServerContext, renderer: Rende
     wanted = body.add_generation_prompt
     return await renderer.render_chat(
         body.messages,
-        tools=check_tools(body.tools, None, context.limits),
+        tools=body.tools,
         add_generation_prompt=not continue_final if wanted is None else wanted,
         continue_final_message=continue_final,
         add_special_tokens=bool(body.add_special_tokens),

@@ -59,6 +59,7 @@ class Renderer(Protocol):
     max_model_len: int  # set when the engine is ready
     vocab_size: int
     has_chat_template: bool
+    template_text: str  # the source of the chat templates, which shows how the model writes calls
 
     async def render_chat(
         self,

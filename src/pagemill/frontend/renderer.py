@@ -26,7 +26,8 @@ T = TypeVar("T")
 class ModelRenderer:
     """A `Renderer` for one model. `vocab_size` is the model's, which bounds every token id.
 
-    `developer_role` says whether the template knows that role; otherwise it reads "system".
+    `template_text` is the source of `template`. `developer_role` says whether the template knows
+    that role; otherwise it reads "system".
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class ModelRenderer:
         *,
         vocab_size: int,
         max_model_len: int = 0,
+        template_text: str = "",
         developer_role: bool = False,
     ) -> None:
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.has_chat_template = template is not None
+        self.template_text = template_text
         self._tokenizer = tokenizer
         self._template = template
         self._developer_role = developer_role

@@ -40,12 +40,14 @@ def load_text_side(
     info = load_tokenizer_info(checkpoint)
     tokenizer = Tokenizer(info.tokenizer, info.bos_token_id, info.eos_token_id)
     templates = chat_template or checkpoint.chat_template()
+    template_text = _source_text(templates)
     renderer = ModelRenderer(
         tokenizer,
         load_chat_template(templates, info.special_tokens),
         vocab_size=model.vocab_size,
         max_model_len=model.max_position,
-        developer_role=_knows_developer(templates),
+        template_text=template_text,
+        developer_role="developer" in template_text,
     )
     validator = RequestValidator(
         vocab_size=model.vocab_size,
@@ -61,6 +63,6 @@ def eos_ids(checkpoint: Checkpoint, model: ModelConfig, tokenizer_id: int | None
     return merge_eos_ids(checkpoint.generation_config(), model.eos_token_ids, tokenizer_id)
 
 
-def _knows_developer(templates: ChatTemplates) -> bool:
+def _source_text(templates: ChatTemplates) -> str:
     sources = templates.values() if isinstance(templates, dict) else [templates or ""]
-    return any("developer" in source for source in sources)
+    return "\n".join(sources)

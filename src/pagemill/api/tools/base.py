@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pagemill.api.responses import ToolCall
-from pagemill.api.schema import ChatRequest
 
 
 @dataclass(slots=True)
@@ -38,8 +37,3 @@ class PlainText:
 
     def finish(self) -> ParsedDelta:
         return ParsedDelta()
-
-
-def plain_text(request: ChatRequest) -> OutputParser:
-    """The parser of a choice when nothing is known of the model's format."""
-    return PlainText()
