@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
@@ -95,4 +95,24 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Finish the submitted work and end the device's thread."""
+        ...
+
+
+class Graph(Protocol):
+    """Device work that was captured."""
+
+    def replay(self) -> None:
+        """Enqueue all of it, on the tensors it was captured with."""
+        ...
+
+
+@runtime_checkable
+class CapturesGraphs(Protocol):
+    """A device that can record work once and launch it as a whole."""
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record what `work` enqueues, without running it. `work` has been run once before.
+
+        Tensors that it allocates are valid until another graph of the device is replayed.
+        """
         ...

@@ -41,6 +41,8 @@ class CudaDevice:
             torch.set_num_threads(num_threads)
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
+        self._graph_stream: torch.cuda.Stream | None = None
+        self._graph_memory: Any = None  # graphs never run at the same time, so all share it
 
     def info(self) -> DeviceInfo:
         properties = torch.cuda.get_device_properties(self.torch_device)
@@ -88,6 +90,21 @@ class CudaDevice:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.torch_device))
         return event
+
+    def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if self._graph_stream is None:
+            self._graph_stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+            self._graph_memory = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        self._graph_stream.wait_stream(torch.cuda.current_stream(self.torch_device))
+        # Not `torch.cuda.graph`, which waits for the device and returns its memory.
+        with torch.cuda.stream(self._graph_stream):
+            graph.capture_begin(pool=self._graph_memory, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        return graph
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)

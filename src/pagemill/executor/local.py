@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagemill.attention.base import AttentionBackend
+from pagemill.attention.base import AttentionBackend, FusedAttention
 from pagemill.attention.select import select_attention
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
@@ -27,6 +27,8 @@ from pagemill.models.base import Model
 from pagemill.models.loader import load_model
 from pagemill.models.registry import build_model
 from pagemill.models.weights import weight_slots
+from pagemill.ops.base import Ops
+from pagemill.ops.decode import DecodeOps
 from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import (
@@ -97,7 +99,11 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     if fit.remark:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
-    runner = _build_runner(fitted, model, device, attention, fit.num_blocks)
+    decode_ops = _decode_ops(config, context.ops, attention)
+    runner = _build_runner(fitted, model, device, attention, fit.num_blocks, decode_ops)
+    if decode_ops is not None:
+        report("capturing graphs of decode steps")
+        runner.capture_graphs()
     info = EngineInfo(
         max_model_len=fit.max_model_len,
         num_blocks=fit.num_blocks,
@@ -123,6 +129,16 @@ def _with_kernels(config: EngineConfig, device: Device, report: Report) -> Engin
     why = "they have no float16" if has_native_kernels() else "installed without a C++ compiler"
     report(f"torch's kernels stand in for the C++ ones ({why}): slower")
     return msgspec.structs.replace(config, ops="reference", attention_backend="torch")
+
+
+def _decode_ops(config: EngineConfig, ops: Ops, attention: AttentionBackend) -> DecodeOps | None:
+    """The kernels around captured decode steps; None where these cannot be captured.
+
+    Deterministic mode goes without: a row's kernels would depend on the padded number of rows.
+    """
+    if config.deterministic or not config.cuda_graphs or not isinstance(attention, FusedAttention):
+        return None
+    return ops if isinstance(ops, DecodeOps) else None
 
 
 def _build_context(config: EngineConfig, device: Device) -> BuildContext:
@@ -196,6 +212,7 @@ def _build_runner(
     device: Device,
     attention: AttentionBackend,
     num_blocks: int,
+    decode_ops: DecodeOps | None = None,
 ) -> ModelRunner:
     cache = allocate_cache(
         device,
@@ -204,4 +221,5 @@ def _build_runner(
         config.block_size,
         _DTYPES[config.dtype],
     )
-    return ModelRunner(config, model, device, attention, cache, select_speculator(config))
+    speculator = select_speculator(config)
+    return ModelRunner(config, model, device, attention, cache, speculator, decode_ops)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagemill.device.base import Device, Event, Task
-from pagemill.scheduler.result import PromptLogprobs, RowLogprobs, StepResult
 from pagemill.runner.prompt_texts import PromptSpan
 from pagemill.sampling.logprobs import TopLogprobs
+from pagemill.scheduler.result import PromptLogprobs, RowLogprobs, StepResult
 
 
 @dataclass(slots=True)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pagemill.attention.base import AttentionBackend, ForwardBatch, LayerCache
 from pagemill.config.engine import EngineConfig
-from pagemill.device.base import Device, Task
+from pagemill.device.base import CapturesGraphs, Device, Task
 from pagemill.models.base import Model
+from pagemill.ops.decode import DecodeOps
 from pagemill.runner.advance import advance
+from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling
 from pagemill.runner.inputs import BatchLayout, build, logit_rows, pack
 from pagemill.runner.prompt_texts import PromptSpan, PromptTexts
 from pagemill.runner.results import (
@@ -35,6 +37,8 @@ from pagemill.scheduler.batch import Admission, Batch
 from pagemill.speculative.base import Speculator
 
 _STEPS_IN_FLIGHT = 1
+# What is captured at start, besides the largest size; other sizes follow when they are needed.
+_FIRST_GRAPH_ROWS = (8, 1)
 _FIELDS_PER_TOKEN = 4
 
 
@@ -48,6 +52,13 @@ class _ForwardStep:
     logits: Tensor  # [L, vocab] float32
     spans: list[PromptSpan]
     hidden: Tensor  # [num_tokens, hidden]
+
+
+@dataclass(slots=True)
+class _SampledStep:
+    """A step whose graph has sampled already."""
+
+    tokens: Tensor  # [n] int32
 
 
 class ModelRunner:
@@ -65,6 +76,7 @@ class ModelRunner:
         attention: AttentionBackend,
         kv_cache: list[LayerCache],
         speculator: Speculator | None = None,
+        decode_ops: DecodeOps | None = None,
     ) -> None:
         self._model = model
         self._device = device
@@ -86,8 +98,12 @@ class ModelRunner:
         self._prompts = PromptTexts(model.vocab_size)
         capacity = 8 * _FIELDS_PER_TOKEN * (config.max_num_batched_tokens + config.max_num_seqs)
         self._staging = StagingRing(device, _STEPS_IN_FLIGHT + 1, capacity)
+        self._graphs: DecodeGraphs | None = None
+        if config.cuda_graphs and decode_ops is not None and isinstance(device, CapturesGraphs):
+            decode = DecodeModel(model, attention, kv_cache, decode_ops, config.block_size)
+            self._graphs = DecodeGraphs(decode, device, self._slots, config.max_num_seqs)
         self._forward_task: Task[None] | None = None
-        self._step: _ForwardStep | None = None
+        self._step: _ForwardStep | _SampledStep | None = None
 
     def forward(self, batch: Batch) -> None:
         """Submit the forward pass."""
@@ -103,10 +119,25 @@ class ModelRunner:
         return PendingStep(self._forward_task, sampling)
 
     @torch.inference_mode()
+    def capture_graphs(self) -> int:
+        """Capture the first graphs, where the device has any; how many there are."""
+        if self._graphs is None:
+            return 0
+        first = {self._graphs.sizes[-1], *_FIRST_GRAPH_ROWS}
+        rows = sorted((n for n in first if n <= self._graphs.sizes[-1]), reverse=True)
+        for num_rows in rows:  # the largest first: the others fit into its memory
+            for sampling in Sampling:
+                self._graphs.capture(num_rows, sampling)
+        return len(rows) * len(Sampling)
+
+    @torch.inference_mode()
     def _forward(self, batch: Batch) -> None:
         self._step = None
         self._admit(batch.admitted)
         layout = BatchLayout.of(batch)
+        if self._graphs is not None and layout.uniform and not layout.max_drafts:
+            self._step = self._replay(self._graphs, batch, layout)
+            return
         fields = self._staging.upload(self._slots.pack(batch) | pack(batch, layout))
         self._slots.update(fields)
         forward = build(batch, layout, fields, self._slots, self._block_size)
@@ -123,11 +154,44 @@ class ModelRunner:
             hidden=hidden,
         )
 
+    def _replay(
+        self, graphs: DecodeGraphs, batch: Batch, layout: BatchLayout
+    ) -> _ForwardStep | _SampledStep:
+        """A decode step in one launch, with its sampling if that is simple."""
+        num_rows, sampling = batch.num_rows, self._graph_sampling(batch, layout)
+        graph = graphs.capture(num_rows, sampling)
+        fields = self._slots.pack(batch) | graphs.pack(layout.slots)
+        if fields:
+            on_device = self._staging.upload(fields)
+            self._slots.update(on_device)
+            graphs.update(on_device)
+        graph.replay()
+        if sampling is not Sampling.NONE:
+            return _SampledStep(graphs.tokens(num_rows))
+        hidden, positions = graphs.hidden(num_rows)
+        slots = graphs.slots(num_rows)
+        return _ForwardStep(
+            layout=layout,
+            fields={"slots": slots},
+            rows=LogitRows(layout.slots, slots, positions + 1),
+            logits=self._model.compute_logits(hidden),
+            spans=[],
+            hidden=hidden,
+        )
+
+    def _graph_sampling(self, batch: Batch, layout: BatchLayout) -> Sampling:
+        wants_logprobs = (self._num_logprobs[layout.slots] >= 0).any()
+        if batch.needs_grammar or wants_logprobs or not self._sampler.is_plain(layout.slots):
+            return Sampling.NONE
+        return Sampling.GREEDY if self._sampler.is_greedy(layout.slots) else Sampling.TEMPERATURE
+
     @torch.inference_mode()
     def _sample(self, batch: Batch, bitmask: NDArray[np.int32] | None) -> StepOutput:
         step = self._step
         assert step is not None, "the forward pass of this batch has failed"
         self._step = None
+        if isinstance(step, _SampledStep):
+            return self._output(batch, step.tokens)
         wanted = np.flatnonzero(self._num_logprobs[step.rows.host_slots] >= 0)
         logits = step.logits
         if len(wanted) and (bitmask is not None or self._sampler.changes_logits(step.rows)):
@@ -144,6 +208,16 @@ class ModelRunner:
             num_tokens=self._num_tokens(batch, step.layout, accepted),
             row_logprobs=self._row_logprobs(step, tokens, wanted),
             prompt_logprobs=[(span, self._score(step.hidden, span)) for span in step.spans],
+            event=self._device.record_event(),
+        )
+
+    def _output(self, batch: Batch, tokens: Tensor) -> StepOutput:
+        """The results of a step without drafts and log-probabilities, `tokens` [n]."""
+        return StepOutput(
+            tokens=download(tokens.unsqueeze(1), self._device),
+            num_tokens=batch.samples.astype(np.int32),
+            row_logprobs=None,
+            prompt_logprobs=[],
             event=self._device.record_event(),
         )
 

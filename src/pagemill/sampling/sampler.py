@@ -41,14 +41,14 @@ class Sampler:
         self._device = device
         self._state = state
         # In vLLM's order.
-        self._processors: tuple[LogitsProcessor, ...] = (
+        self.processors: tuple[LogitsProcessor, ...] = (
             AllowedTokens(num_slots, vocab_size, device),
             BadWords(num_slots, device, state),
             LogitBias(num_slots, device),
             MinTokens(num_slots, device, state),
             Penalties(num_slots, vocab_size, device, state),
         )
-        self._uses = np.zeros((len(self._processors), num_slots), np.bool_)
+        self._uses = np.zeros((len(self.processors), num_slots), np.bool_)
         self._is_random = np.zeros(num_slots, np.bool_)
         self._has_min_p = np.zeros(num_slots, np.bool_)
         self._has_top_p = np.zeros(num_slots, np.bool_)
@@ -63,7 +63,7 @@ class Sampler:
             self._has_min_p[slot] = params.min_p > 0
             self._has_top_p[slot] = params.top_p < 1
             self._top_k[slot] = params.top_k if params.top_k < self._vocab_size else 0
-            for processor, uses in zip(self._processors, self._uses, strict=True):
+            for processor, uses in zip(self.processors, self._uses, strict=True):
                 if uses[slot]:
                     processor.remove(slot)
                 uses[slot] = processor.add(admission)
@@ -72,11 +72,20 @@ class Sampler:
         """Whether `process` would write to the logits of these rows."""
         return bool(self._uses[:, rows.host_slots].any())
 
+    def is_plain(self, slots: NDArray[np.int64]) -> bool:
+        """Whether these slots' tokens depend on nothing but logits, temperature and seed."""
+        filtered = self._has_min_p[slots] | self._has_top_p[slots] | (self._top_k[slots] > 0)
+        return not (filtered.any() or self._uses[:, slots].any())
+
+    def is_greedy(self, slots: NDArray[np.int64]) -> bool:
+        """Whether all of these slots take the most likely token."""
+        return not self._is_random[slots].any()
+
     def process(self, logits: Tensor, rows: LogitRows) -> None:
         """Apply the processors that are in use to logits [L, vocab], in place."""
         used = self._uses[:, rows.host_slots]  # [processors, L]
         for i in np.flatnonzero(used.any(axis=1)):
-            processor = self._processors[i]
+            processor = self.processors[i]
             if used[i].all():
                 processor.apply(logits, rows)
                 continue
@@ -100,7 +109,7 @@ class Sampler:
         """Tell the processors in use what was sampled."""
         used = self._uses[:, accepted.host_slots].any(axis=1)
         for i in np.flatnonzero(used):
-            self._processors[i].observe(accepted)
+            self.processors[i].observe(accepted)
 
     def _draw_random(self, logits: Tensor, rows: LogitRows) -> Tensor:
         size = max(1, _MAX_LOGITS_AT_ONCE // self._vocab_size)

@@ -1,0 +1,168 @@
+"""Decode steps as captured graphs: one launch from the slots' last tokens to the next ones.
+
+A step is captured once for each padded number of rows; rows too many stand for the spare slot and
+write nowhere. The graph looks its inputs up on the device, so the host's share of a step is its
+slots, and those only when they change.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pagemill.attention.base import AttentionBackend, ForwardBatch, LayerCache
+from pagemill.device.base import CapturesGraphs, Graph
+from pagemill.models.base import Model
+from pagemill.ops.decode import DecodeInputs, DecodeOps, DecodeState
+from pagemill.runner.slots import SlotState
+from pagemill.sampling.state import Column
+
+_DENSE_UP_TO = 64  # powers of two below 8, then steps of 8
+_STEPS_PER_DOUBLING = 8  # beyond: padding costs at most an eighth of the rows
+
+
+class Sampling(Enum):
+    """How much of a step is in its graph."""
+
+    NONE = "none"  # hidden states only: the sampler does what the graph cannot
+    GREEDY = "greedy"
+    TEMPERATURE = "temperature"  # with greedy rows among them
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeModel:
+    """What is captured."""
+
+    model: Model
+    attention: AttentionBackend
+    kv_cache: list[LayerCache]
+    ops: DecodeOps
+    block_size: int
+
+
+def padded_sizes(max_rows: int) -> list[int]:
+    """The numbers of rows to capture for, ascending; the last is `max_rows`."""
+    sizes = {1, 2, 4, *range(8, _DENSE_UP_TO + 1, 8)}
+    size = _DENSE_UP_TO
+    while size < max_rows:
+        sizes |= set(range(size, 2 * size, size // _STEPS_PER_DOUBLING))
+        size *= 2
+    return sorted({size for size in sizes if size < max_rows} | {max_rows})
+
+
+class DecodeGraphs:
+    """Graphs by size and kind of sampling, captured when first asked for."""
+
+    def __init__(
+        self, model: DecodeModel, device: CapturesGraphs, slots: SlotState, max_rows: int
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._sizes = padded_sizes(max_rows)
+        self._spare = slots.scratch
+        self._state = DecodeState(
+            slots.length,
+            slots.next_input,
+            slots.block_table,
+            slots.sampling.columns[:, Column.TEMPERATURE],
+            slots.sampling.seeds,
+        )
+        most, on_device = self._sizes[-1], slots.length.device
+        self._slots = torch.full((most,), self._spare, device=on_device)  # int64
+        self._tokens = torch.zeros(most, dtype=torch.int32, device=on_device)
+        self._query_start = torch.arange(most + 1, dtype=torch.int32, device=on_device)
+        self._positions = torch.zeros(most, dtype=torch.int64, device=on_device)
+        self._hidden: Tensor | None = None  # [most, hidden], once its width is known
+        self._on_device = np.full(most, self._spare, np.int64)  # what `_slots` holds
+        self._graphs: dict[tuple[int, Sampling], Graph] = {}
+
+    @property
+    def sizes(self) -> list[int]:
+        return self._sizes
+
+    def capture(self, num_rows: int, sampling: Sampling) -> Graph:
+        """The graph for at least `num_rows` rows. No slot changes, but a new one takes a while."""
+        size = self._sizes[bisect_left(self._sizes, num_rows)]
+        graph = self._graphs.get((size, sampling))
+        if graph is None:
+            self._slots.fill_(self._spare)
+            self._on_device[:] = self._spare
+            self._step(size, sampling)  # compiles and allocates what outlives a step
+            graph = self._device.capture(lambda: self._step(size, sampling))
+            self._graphs[size, sampling] = graph
+        return graph
+
+    def pack(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What `update` needs on the device: nothing while the rows stay the same."""
+        num_rows = len(slots)
+        stays = np.array_equal(self._on_device[:num_rows], slots)
+        if stays and (self._on_device[num_rows:] == self._spare).all():
+            return {}
+        self._on_device[:num_rows] = slots
+        self._on_device[num_rows:] = self._spare
+        return {"graph_slots": self._on_device.copy()}
+
+    def update(self, fields: dict[str, Tensor]) -> None:
+        """Take in the rows of the next replay."""
+        if "graph_slots" in fields:
+            self._slots.copy_(fields["graph_slots"])
+
+    def slots(self, num_rows: int) -> Tensor:
+        """The rows' slots on the device, [n] int64."""
+        return self._slots[:num_rows]
+
+    def tokens(self, num_rows: int) -> Tensor:
+        """What the last replay has sampled, [n] int32; valid until the next."""
+        return self._tokens[:num_rows]
+
+    def hidden(self, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, hidden] and positions [n] of the last replay without sampling."""
+        assert self._hidden is not None
+        return self._hidden[:num_rows], self._positions[:num_rows]
+
+    def _step(self, size: int, sampling: Sampling) -> None:
+        own = self._model
+        slots = self._slots[:size]
+        inputs = own.ops.decode_inputs(slots, self._state, own.block_size)
+        hidden = own.model.forward(self._forward_batch(inputs, size))
+        if sampling is Sampling.NONE:
+            self._keep(hidden, inputs.positions)
+            return
+        logits = own.model.compute_logits(hidden)
+        if sampling is Sampling.GREEDY:
+            tokens = own.ops.argmax(logits)
+        else:
+            tokens = own.ops.sample_by_temperature(logits, inputs.temperature, inputs.uniform)
+        own.ops.decode_advance(slots, self._state, tokens, self._tokens[:size])
+
+    def _keep(self, hidden: Tensor, positions: Tensor) -> None:
+        if self._hidden is None:
+            self._hidden = hidden.new_empty(self._sizes[-1], hidden.shape[1])
+        self._hidden[: len(hidden)] = hidden
+        self._positions[: len(positions)] = positions
+
+    def _forward_batch(self, inputs: DecodeInputs, size: int) -> ForwardBatch:
+        forward = ForwardBatch(
+            input_ids=inputs.input_ids,
+            positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping,
+            query_start=self._query_start[: size + 1],
+            seq_lens=inputs.seq_lens,
+            block_table=inputs.block_table,
+            logits_rows=self._query_start[:size],
+            num_seqs=size,
+            num_tokens=size,
+            max_query_len=1,
+            max_seq_len=self._state.block_table.shape[1] * self._model.block_size,
+            kv_cache=self._model.kv_cache,
+            attention=self._model.attention,
+        )
+        forward.plan = self._model.attention.plan(forward)
+        return forward
