@@ -44,4 +44,9 @@ def test_rows_of_all_lengths_match_the_reference(num_drafts: int) -> None:
     rng = np.random.default_rng(num_drafts)
     texts = [rng.integers(0, 4, rng.integers(1, 40)).tolist() for _ in range(200)]
     expected = [reference(text, num_drafts) for text in texts]
-    assert propose(texts, num_drafts, 41) == expected
+    assert propose(texts, num_drafts, max(map(len, texts))) == expected
+
+
+def test_the_end_of_a_text_is_not_before_its_beginning() -> None:
+    assert propose([[2, 9, 3, 1, 9, 5, 1, 2]], 1, 8) == [[9]]
+    assert propose([[2, 9, 5, 7, 2, 3, 2, 2]], 1, 8) == [[2]]

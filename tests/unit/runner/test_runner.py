@@ -162,7 +162,26 @@ def test_drafts_change_nothing_but_the_number_of_steps(
     driver.device.close()
     for text, reference in zip(out, expected, strict=True):
         assert text[:40] == reference[: len(text)]
-    assert params is WARM or steps < len(out[0])
+    assert params is WARM or steps < 0.8 * len(out[0])
+
+
+class FixedSpeculator:
+    max_drafts = 2
+
+    def propose(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        return torch.tensor([[5, 6]], device=tokens.device).expand(len(tokens), -1)
+
+
+@pytest.mark.parametrize("others", [[], [Row(1, 2, samples=False)]], ids=["uniform", "mixed"])
+def test_processors_count_the_drafts_before_a_place(others: list[Row]) -> None:
+    """With each token less wanted once it is there, the text must be 4 5 6 4."""
+    driver = Driver(speculator=FixedSpeculator())
+    bias = {4: 100.0, 5: 80.0, 6: 60.0}
+    driver.admit(0, [1, 2], SamplingParams(temperature=0, logit_bias=bias, repetition_penalty=2))
+    driver.admit(1, PROMPT)
+    assert driver.tokens(Row(0, 2)) == [[4]]
+    assert driver.tokens(Row(0, num_drafts=2), *others)[0] == [5, 6, 4]
+    driver.device.close()
 
 
 def test_repeated_text_is_foreseen_by_ngrams() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from pagemill.params import SamplingParams
 from pagemill.sampling.base import SUPPRESSED
 from pagemill.sampling.bitmask import apply_bitmask, pack_bits
-from unit.sampling.harness import DEVICES, Slots, admission
+from pagemill.sampling.processors.penalties import Penalties
+from unit.sampling.harness import DEVICES, NUM_SLOTS, Slots, admission
 
 VOCAB = 50
 PROMPT = [3, 4, 4, 9]
@@ -74,6 +75,17 @@ def test_a_slot_starts_with_fresh_counts_and_rows_are_reused() -> None:
         logits = some_logits()
         result = slots.process(logits, slots.rows([slot], [2]))
         torch.testing.assert_close(result[0], penalised(logits[0], PENALTIES, [turn], [turn + 1]))
+
+
+def test_rows_of_counts_are_given_back() -> None:
+    slots = Slots(VOCAB)
+    (penalties,) = (p for p in slots.sampler.processors if isinstance(p, Penalties))
+    used = set()
+    for turn in range(30):
+        for slot in range(NUM_SLOTS):
+            slots.admit(admission(slot, PENALTIES if turn % 3 else SamplingParams()))
+        used |= set(penalties.host_row.tolist())
+    assert len(used) <= 8
 
 
 def test_logit_bias_adds() -> None:
@@ -144,6 +156,7 @@ def test_bad_words_remember_what_was_generated_before_a_preemption() -> None:
     params = SamplingParams(bad_words=["x"], bad_words_token_ids=[[6, 7, 8]], **GREEDY)
     slots = Slots(VOCAB)
     slots.admit(admission(1, params, token_ids=[*PROMPT, 6, 7], prompt_len=4))
+    slots.observe(1, 5, [50], 0)  # a chunk of the known text that yields nothing
     assert banned(slots, 6) == [8]
     slots.admit(admission(1, params, token_ids=[*PROMPT, 6, 7], prompt_len=5))
     assert banned(slots, 6) == []

@@ -32,7 +32,7 @@ class Penalties:
         self._vocab_size = vocab_size
         self._device = device
         self._state = state
-        self._host_row = np.zeros(num_slots, np.int64)
+        self.host_row = np.zeros(num_slots, np.int64)
         self._row = torch.zeros(num_slots, dtype=torch.int64, device=device.torch_device)
         self._free: list[int] = []
         self._in_prompt = self._table(0, torch.bool)  # [rows, vocab]
@@ -44,14 +44,14 @@ class Penalties:
         if not self._free:
             self._grow()
         row = self._free.pop()
-        self._host_row[admission.slot] = row
+        self.host_row[admission.slot] = row
         self._row[admission.slot] = row
         self._count_known(row, admission)
         return True
 
     def remove(self, slot: int) -> None:
-        self._free.append(int(self._host_row[slot]))
-        self._host_row[slot] = 0
+        self._free.append(int(self.host_row[slot]))
+        self.host_row[slot] = 0
         self._row[slot] = 0
 
     def apply(self, logits: Tensor, rows: LogitRows) -> None:
