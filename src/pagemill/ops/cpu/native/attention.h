@@ -17,6 +17,7 @@ namespace pagemill::PAGEMILL_ISA {
 constexpr int kKeys = 32;      // keys in a tile
 constexpr int kQueryRows = 32; // query heads x query tokens in a tile
 constexpr int kMaxHeadDim = 256;
+constexpr int kDirectRows = 8;
 
 struct Item {
   int32_t row, kv_head, first_query, num_queries;
@@ -27,24 +28,18 @@ struct Scratch {
   float q[kQueryRows * kMaxHeadDim];
   float out[kQueryRows * kMaxHeadDim];
   float k[kMaxHeadDim * kKeys]; // transposed: [head_dim, kKeys]
-  float v[kKeys * kMaxHeadDim];
   float scores[kQueryRows * kKeys];
   float top[kQueryRows], total[kQueryRows];
 };
 
-// C[m, n] (+)= A[m, depth] B[depth, n], n a multiple of kLanes; four rows by two vectors at once.
-template <bool kAdd>
-void small_product(int m, int n, int depth, const float* a, int lda, const float* b, int ldb,
-                   float* c, int ldc) {
+// C[m, n] = A[m, depth] B[depth, n], n a multiple of kLanes; four rows by two vectors at once.
+inline void small_product(int m, int n, int depth, const float* a, int lda, const float* b, int ldb,
+                          float* c, int ldc) {
   for (int i = 0; i < m; i += 4) {
     int rows = std::min(4, m - i);
     for (int j = 0; j < n; j += 2 * kLanes) {
       bool wide = j + kLanes < n;
       VecF acc[4][2] = {};
-      for (int r = 0; kAdd && r < rows; r++) {
-        acc[r][0] = load(c + (i + r) * ldc + j);
-        if (wide) acc[r][1] = load(c + (i + r) * ldc + j + kLanes);
-      }
       for (int d = 0; d < depth; d++) {
         VecF left = load(b + d * ldb + j);
         VecF right = wide ? load(b + d * ldb + j + kLanes) : left;
@@ -59,6 +54,21 @@ void small_product(int m, int n, int depth, const float* a, int lda, const float
         if (wide) store(c + (i + r) * ldc + j + kLanes, acc[r][1]);
       }
     }
+  }
+}
+
+// out[r] += sum of weights[r][j] * rows[j], for up to four r; `size` is a multiple of kLanes.
+template <int kRows, typename T>
+void add_weighted(const float* weights, const T* const* rows, int count, int size, float* out,
+                  int stride) {
+  for (int i = 0; i < size; i += kLanes) {
+    VecF acc[kRows];
+    for (int r = 0; r < kRows; r++) acc[r] = load(out + r * stride + i);
+    for (int j = 0; j < count; j++) {
+      VecF value = load(rows[j] + i);
+      for (int r = 0; r < kRows; r++) acc[r] += weights[r * kKeys + j] * value;
+    }
+    for (int r = 0; r < kRows; r++) store(out + r * stride + i, acc[r]);
   }
 }
 
@@ -84,9 +94,9 @@ class Worker {
     int64_t begin = a_.window ? std::max<int64_t>(0, first_position_ - a_.window + 1) : 0;
     for (int64_t key = begin; key < end; key += kKeys) {
       int count = int(std::min<int64_t>(kKeys, end - key));
-      load_keys(item, key, count);
+      find_rows(item, key, count);
       score(key, count);
-      small_product<true>(rows_, stride_, count, s_.scores, kKeys, s_.v, stride_, s_.out, stride_);
+      add_values(count);
     }
     write(item, query_begin + item.first_query);
   }
@@ -102,33 +112,65 @@ class Worker {
     }
   }
 
-  void load_keys(const Item& item, int64_t key, int count) {
+  // Where the cached rows of a tile lie. Those past `count` repeat the last; they are masked.
+  void find_rows(const Item& item, int64_t key, int count) {
     const int32_t* table = a_.block_table + item.row * a_.table_stride;
-    const T* keys[kKeys];
-    for (int j = 0; j < count; j++) {
-      int64_t block = table[(key + j) / a_.block_size], offset = (key + j) % a_.block_size;
-      int64_t at = ((block * a_.kv_heads + item.kv_head) * a_.block_size + offset) * d_;
-      keys[j] = static_cast<const T*>(a_.k_cache) + at;
-      const T* v = static_cast<const T*>(a_.v_cache) + at;
-      for (int i = 0; i + kLanes <= d_; i += kLanes) store(s_.v + j * stride_ + i, load(v + i));
-      for (int i = d_ / kLanes * kLanes; i < d_; i++) s_.v[j * stride_ + i] = to_float(v[i]);
+    for (int j = 0; j < kKeys; j++) {
+      int64_t at = key + std::min(j, count - 1);
+      int64_t block = table[at / a_.block_size], offset = at % a_.block_size;
+      int64_t first = ((block * a_.kv_heads + item.kv_head) * a_.block_size + offset) * d_;
+      keys_[j] = static_cast<const T*>(a_.k_cache) + first;
+      values_[j] = static_cast<const T*>(a_.v_cache) + first;
     }
-    transpose(keys, count);
   }
 
-  // Keys past `count` repeat the last one; their scores are masked.
-  void transpose(const T* const* keys, int count) {
-    for (int j = 0; j < kKeys; j += 8) {
-      const T* k[8];
-      for (int c = 0; c < 8; c++) k[c] = keys[std::min(j + c, count - 1)];
-      for (int i = 0; i < d_; i++)
-        for (int c = 0; c < 8; c++) s_.k[i * kKeys + j + c] = to_float(k[c][i]);
+  // For few queries the dot products are taken from the cache as it lies; for many it pays to
+  // transpose the keys once.
+  void multiply_keys() {
+    if (rows_ > kDirectRows) {
+      transpose();
+      small_product(rows_, kKeys, d_, s_.q, d_, s_.k, kKeys, s_.scores, kKeys);
+      return;
     }
+    const int whole = d_ / kLanes * kLanes;
+    for (int j = 0; j < kKeys; j++)
+      for (int r = 0; r < rows_; r++) {
+        VecF products{};
+        for (int i = 0; i < whole; i += kLanes)
+          products += load(s_.q + r * d_ + i) * load(keys_[j] + i);
+        float dot = sum(products);
+        for (int i = whole; i < d_; i++) dot += s_.q[r * d_ + i] * to_float(keys_[j][i]);
+        s_.scores[r * kKeys + j] = dot;
+      }
+  }
+
+  void transpose() {
+    for (int j = 0; j < kKeys; j += 8)
+      for (int i = 0; i < d_; i++)
+        for (int c = 0; c < 8; c++) s_.k[i * kKeys + j + c] = to_float(keys_[j + c][i]);
+  }
+
+  void add_values(int count) {
+    const int whole = d_ / kLanes * kLanes;
+    for (int r = 0; r < rows_; r += 4) {
+      const float* weights = s_.scores + r * kKeys;
+      float* out = s_.out + r * stride_;
+      switch (std::min(4, rows_ - r)) {
+        case 1: add_weighted<1>(weights, values_, count, whole, out, stride_); break;
+        case 2: add_weighted<2>(weights, values_, count, whole, out, stride_); break;
+        case 3: add_weighted<3>(weights, values_, count, whole, out, stride_); break;
+        default: add_weighted<4>(weights, values_, count, whole, out, stride_);
+      }
+    }
+    for (int r = 0; whole < d_ && r < rows_; r++)
+      for (int j = 0; j < count; j++)
+        for (int i = whole; i < d_; i++)
+          s_.out[r * stride_ + i] += s_.scores[r * kKeys + j] * to_float(values_[j][i]);
   }
 
   // Scores of a tile -> weights relative to the running maximum; rescales what was summed before.
   void score(int64_t key, int count) {
-    small_product<false>(rows_, kKeys, d_, s_.q, d_, s_.k, kKeys, s_.scores, kKeys);
+    multiply_keys();
     for (int r = 0; r < rows_; r++) {
       float* row = s_.scores + r * kKeys;
       if (a_.soft_cap > 0)
@@ -181,11 +223,13 @@ class Worker {
 
   const AttentionArgs& a_;
   const int d_;
-  const int stride_;  // of v and out: d_ padded to whole vectors
+  const int stride_;  // of out: d_ padded to whole vectors
   const int group_;
   int rows_ = 0;
   int64_t first_position_ = 0;
-  Scratch s_{};  // zeroed once: the padding of v is read, and must be finite
+  const T* keys_[kKeys];
+  const T* values_[kKeys];
+  Scratch s_;
 };
 
 inline std::vector<Item> work_items(const AttentionArgs& a) {

@@ -67,10 +67,14 @@ inline void from_float(float x, BFloat16* out) {
   out->bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// Adds the upper half to the lower one until one lane is left.
 inline float sum(VecF v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; i++) total += v[i];
-  return total;
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    VecI other;
+    for (int i = 0; i < kLanes; i++) other[i] = (i + half) % kLanes;
+    v += __builtin_shuffle(v, other);
+  }
+  return v[0];
 }
 
 inline float max(VecF v) {
