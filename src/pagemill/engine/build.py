@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,12 +12,18 @@ from pagemill.config.engine import EngineConfig
 if TYPE_CHECKING:
     from pagemill.engine.engine import Engine
 
+# OpenMP threads that wait for each other spin for milliseconds by default. With a busy neighbour
+# on the core (the HTTP side is one) the thread they wait for cannot run meanwhile, and a product
+# of 0.1 ms takes two ticks of the system's scheduler. This many turns are some microseconds.
+_OPENMP_SPINS = "2000"
+
 
 def build_engine(config: EngineConfig, report: Callable[[str], None]) -> Engine:
     """Load the model and make its engine; `report` gets the phases of loading, for people.
 
     Raises ModelLoadError or ConfigError with one readable line.
     """
+    os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)  # read when torch is imported
     from pagemill.checkpoint.open import open_checkpoint
     from pagemill.engine.engine import Engine
     from pagemill.executor.local import build_local_executor
