@@ -1,0 +1,70 @@
+"""Decode steps as CUDA graphs through the whole engine: the tokens of a run without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pagemill import LLM, SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 1000,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "bos_token_id": 0,
+    "eos_token_id": 999,
+}
+PARAMS = (
+    {"temperature": 0.0},
+    {"temperature": 0.7, "seed": 1},
+    {"temperature": 0.7, "top_p": 0.8, "seed": 2},
+    {"temperature": 0.7, "top_k": 20, "seed": 3},
+    {"temperature": 0.0, "repetition_penalty": 1.3},
+    {"temperature": 0.0, "logprobs": 3},
+)
+
+
+def generate(folder: Path, eager: bool, kinds: tuple[int, ...]) -> list[list[int]]:
+    llm = LLM(
+        str(folder),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=32,
+        kv_cache_bytes=64 << 20,
+        enforce_eager=eager,
+        device="cuda",
+    )
+    prompts = [[7 + i, *range(20, 30 + 3 * i)] for i in range(20)]
+    params = [
+        SamplingParams(max_tokens=10 + 7 * i, ignore_eos=True, **PARAMS[kinds[i % len(kinds)]])
+        for i in range(len(prompts))
+    ]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    # One request alone takes the fused kernels.
+    alone = llm.generate(prompts[0], SamplingParams(temperature=0.0, max_tokens=60), use_tqdm=False)
+    llm.shutdown()
+    return [list(o.outputs[0].token_ids) for o in [*outputs, *alone]]
+
+
+@pytest.mark.parametrize("kinds", [(0,), (0, 1), tuple(range(len(PARAMS)))], ids=str)
+def test_same_tokens_as_without_graphs(tmp_path: Path, kinds: tuple[int, ...]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert generate(tmp_path, False, kinds) == generate(tmp_path, True, kinds)
