@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from api.fakes import FakeClient, http_client, make_context
+from pagemill.api.anthropic.schema import CountTokensRequest, MessagesRequest
 from pagemill.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 USER = [{"role": "user", "content": "hi"}]
@@ -50,6 +51,8 @@ VALUES: list[Any] = [
 ENDPOINTS: list[tuple[str, dict[str, Any], Any]] = [
     ("/v1/completions", {"prompt": "x", "max_tokens": 2}, CompletionRequest),
     ("/v1/chat/completions", {"messages": USER, "max_tokens": 2}, ChatRequest),
+    ("/v1/messages", {"messages": USER, "max_tokens": 2}, MessagesRequest),
+    ("/v1/messages/count_tokens", {"messages": USER}, CountTokensRequest),
     ("/tokenize", {"prompt": "x"}, TokenizeRequest),
     ("/detokenize", {}, DetokenizeRequest),
 ]
@@ -68,7 +71,7 @@ def test_every_field_with_every_value(path: str, good: dict[str, Any], kind: Any
                     response = await http.post(path, json={**good, name: value})
                     case = f"{name} = {str(value)[:80]}: {response.text[:200]}"
                     assert response.status_code in (200, 400, 404), case
-                    if response.status_code != 200:
+                    if response.status_code != 200 and "messages" not in path:
                         assert response.json()["error"]["code"] == response.status_code, case
         assert not client.open_ids
         assert context.admission.num_open == 0

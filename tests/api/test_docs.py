@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.fakes import make_context
+from pagemill.api.anthropic.schema import MessagesRequest
 from pagemill.api.app import ENDPOINTS
 from pagemill.api.schema import (
     NO_EFFECT,
@@ -20,8 +21,10 @@ from pagemill.api.schema import (
 )
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
-ROWS = re.findall(r"^\| `(\w+)` \| (works|no effect|refused) \|", PAGE, re.MULTILINE)
-STATUS = dict(ROWS)
+ROW = re.compile(r"^\| `(\w+)` \| (works|no effect|refused) \|", re.MULTILINE)
+OPENAI, _, OTHERS = PAGE.partition("\n## Messages (Anthropic)")
+STATUS = dict(ROW.findall(OPENAI))
+MESSAGES = dict(ROW.findall(OTHERS.partition("\n## ")[0]))
 
 
 def expected_status(name: str) -> str:
@@ -40,6 +43,10 @@ def test_field_is_described_as_it_is(name: str) -> None:
 def test_no_field_is_described_that_does_not_exist() -> None:
     fields = {*CompletionRequest.__struct_fields__, *ChatRequest.__struct_fields__}
     assert set(STATUS) <= fields
+
+
+def test_fields_of_messages_are_described_as_they_are() -> None:
+    assert {name: expected_status(name) for name in MessagesRequest.__struct_fields__} == MESSAGES
 
 
 @pytest.mark.parametrize("kind", [TokenizeRequest, DetokenizeRequest, AbortRequest])

@@ -12,6 +12,8 @@ from starlette.routing import Route
 from pagemill.api import admin, chat, completions, health, models, openapi, tokenize
 from pagemill.api import responses as r
 from pagemill.api import schema as s
+from pagemill.api.anthropic import endpoints as messages
+from pagemill.api.anthropic import schema as a
 from pagemill.api.context import ServerContext
 from pagemill.api.endpoint import Endpoint, get, post
 from pagemill.api.errors import exception_handlers
@@ -22,6 +24,8 @@ from pagemill.api.tools.chat_format import ChatFormat
 ENDPOINTS = (
     post("/v1/chat/completions", chat.create, s.ChatRequest, r.ChatCompletion, generates=True),
     post("/v1/completions", completions.create, s.CompletionRequest, r.Completion, generates=True),
+    post("/v1/messages", messages.create, a.MessagesRequest, a.Message, generates=True),
+    post("/v1/messages/count_tokens", messages.count_tokens, a.CountTokensRequest, a.TokenCount),
     get("/v1/models", models.list_models, r.ModelList),
     get("/v1/models/{model_id:path}", models.get_model, r.ModelCard),
     post("/tokenize", tokenize.tokenize, s.TokenizeRequest, r.TokenizeResponse),
@@ -83,6 +87,6 @@ def _cors(origins: tuple[str, ...]) -> Middleware:
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-request-id"],
+        allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
         expose_headers=["x-request-id"],
     )

@@ -1,4 +1,7 @@
-"""Exceptions to responses, all in OpenAI's shape: {"error": {message, type, param, code}}."""
+"""Exceptions to responses, in OpenAI's shape: {"error": {message, type, param, code}}.
+
+Below `/v1/messages` they have Anthropic's: {"type": "error", "error": {type, message}}.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from pagemill.api.responses import ErrorBody, ErrorResponse
+from pagemill.api.responses import (
+    AnthropicError,
+    AnthropicErrorResponse,
+    ErrorBody,
+    ErrorResponse,
+)
 from pagemill.errors import (
     EngineDeadError,
     InvalidParams,
@@ -30,6 +38,17 @@ MAX_PARAM_LENGTH = 200
 _HTTP_KINDS = {
     404: ("NotFoundError", "There is nothing at {method} {path}"),
     405: ("MethodNotAllowedError", "{path} does not allow {method}"),
+}
+ANTHROPIC_PATH = "/v1/messages"
+_INVALID = "invalid_request_error"
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
 }
 _FIELD_IN_MESSAGE = re.compile(r"(unknown|required) field `(.*)`$", re.DOTALL)
 _PATH_IN_MESSAGE = re.compile(r" - at (?:`key` in )?`\$([^`]*)`$")
@@ -115,36 +134,46 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody("Internal server error", "InternalServerError", None, 500)
 
 
-def error_response(error: Exception) -> Response:
-    """The response for an error, with the headers that its status calls for."""
+def error_response(error: Exception, path: str = "") -> Response:
+    """The response for an error at `path`, with the headers that its status calls for."""
     body = error_body(error)
     headers: dict[str, str] = {}
     if isinstance(error, OverloadedError | TooManyRequests):
         headers["retry-after"] = str(error.retry_after)
     elif body.code == 401:
         headers["www-authenticate"] = "Bearer"
-    return _json(body, headers)
+    return _json(body, path, headers)
 
 
-def _json(body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
-    content = msgspec.json.encode(ErrorResponse(body))
+def error_content(body: ErrorBody, path: str) -> msgspec.Struct:
+    """The JSON of an error at `path`."""
+    if not path.startswith(ANTHROPIC_PATH):
+        return ErrorResponse(body)
+    kind = _ANTHROPIC_KINDS.get(body.code, "api_error" if body.code >= 500 else _INVALID)
+    return AnthropicErrorResponse(AnthropicError(kind, body.message))
+
+
+def _json(body: ErrorBody, path: str, headers: Mapping[str, str] | None = None) -> Response:
+    content = msgspec.json.encode(error_content(body, path))
     return Response(content, body.code, headers=headers, media_type="application/json")
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    response = error_response(error)
+    path = request.scope["path"]
+    response = error_response(error, path)
     if response.status_code == 500:
-        logger.error("%s failed: %s", request.scope["path"], error)
+        logger.error("%s failed: %s", path, error)
     return response
 
 
 async def _handle_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = request.scope["path"]
     kind, message = "HTTPError", error.detail
     if error.status_code in _HTTP_KINDS:
         kind, template = _HTTP_KINDS[error.status_code]
-        message = template.format(method=request.method, path=request.scope["path"][:200])
-    return _json(ErrorBody(message, kind, None, error.status_code), error.headers)
+        message = template.format(method=request.method, path=path[:200])
+    return _json(ErrorBody(message, kind, None, error.status_code), path, error.headers)
 
 
 async def _handle_disconnect(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from pagemill.api.body import read_body
 from pagemill.api.context import RequestScope, ServerContext
 from pagemill.api.sampling import refuse_unsupported
-from pagemill.api.schema import GenerationFields
+from pagemill.api.schema import ChatRequest, GenerationFields
 from pagemill.frontend.base import Renderer
 
 B = TypeVar("B", bound=GenerationFields)
@@ -39,3 +39,16 @@ async def take_in(
     scope = RequestScope.of(request)
     scope.adopt_id(body.request_id)
     return Intake(body, context, renderer, scope, model, refuse_unsupported(body))
+
+
+def intake_of(
+    context: ServerContext, request: Request, given: msgspec.Struct, chat: ChatRequest
+) -> Intake[ChatRequest]:
+    """For a request in another API's terms, `given`, that was turned into a chat request.
+
+    Raises RequestError, OverloadedError, EngineDeadError.
+    """
+    renderer = context.require_ready()
+    model = context.check_model(chat.model)
+    scope = RequestScope.of(request)
+    return Intake(chat, context, renderer, scope, model, refuse_unsupported(given))

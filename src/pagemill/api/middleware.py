@@ -58,7 +58,7 @@ class RequestScopeMiddleware:
         except Exception as error:
             logger.exception("request %s failed", details.request_id)
             if status == 0:
-                await error_response(error)(scope, receive, send_with_id)
+                await error_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = self._context.clock.monotonic() - started
             self._count(scope, details, status, seconds)
@@ -94,7 +94,7 @@ class HostCheck:
             host = host_name(Headers(scope=scope).get("host", ""))
             if host not in self._allowed:
                 error = MisdirectedHost(f"This server does not answer for the host {host[:200]!r}")
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -121,10 +121,10 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "0")
         if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
             error = InvalidParams("The Content-Length is not a number")
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         if int(declared) > self._max_bytes:
-            await error_response(self._too_large())(scope, receive, send)
+            await error_response(self._too_large(), scope["path"])(scope, receive, send)
             return
         num_bytes = 0
 
@@ -183,6 +183,13 @@ def _contains(digests: tuple[bytes, ...], digest: bytes) -> bool:
     return any(matches)
 
 
+def _authorization(scope: Scope) -> str:
+    """What the client shows: `Authorization`, or Anthropic's `X-Api-Key` in the same form."""
+    headers = Headers(scope=scope)
+    key = headers.get("x-api-key")
+    return headers.get("authorization", f"Bearer {key}" if key else "")
+
+
 class Guard:
     """Innermost, one for each route: checks the key and holds a place for generating requests.
 
@@ -208,8 +215,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         details: RequestScope = scope["pagemill"]
         details.route, details.generates = self._route, self._generates
-        authorization = Headers(scope=scope).get("authorization", "")
-        details.key_id = self._keys.check(authorization, self._access)
+        details.key_id = self._keys.check(_authorization(scope), self._access)
         if not self._generates:
             await self._app(scope, receive, send)
             return

@@ -13,7 +13,8 @@ from starlette.responses import HTMLResponse, Response
 from pagemill.api.context import ServerContext
 from pagemill.api.docs_page import PAGE
 from pagemill.api.endpoint import Endpoint
-from pagemill.api.responses import ErrorResponse
+from pagemill.api.errors import ANTHROPIC_PATH
+from pagemill.api.responses import AnthropicErrorResponse, ErrorResponse
 from pagemill.version import __version__
 
 Json = dict[str, Any]
@@ -53,7 +54,7 @@ _PAGE_POLICY = (
 def build_document(endpoints: Sequence[Endpoint]) -> Json:
     """The OpenAPI 3.1 document of these endpoints."""
     types = {t for e in endpoints for t in (e.request, e.response) if t is not None}
-    ordered = [*sorted(types, key=lambda t: t.__name__), ErrorResponse]
+    ordered = [*sorted(types, key=lambda t: t.__name__), AnthropicErrorResponse, ErrorResponse]
     _, components = msgspec.json.schema_components(ordered, ref_template=_REF_TEMPLATE)
     paths: dict[str, Json] = {}
     for endpoint in endpoints:
@@ -92,7 +93,8 @@ def _responses(endpoint: Endpoint) -> Json:
         ok["content"] = _json_of(endpoint.response)
     if endpoint.generates:
         ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-    error = _json_of(ErrorResponse)
+    anthropic = endpoint.path.startswith(ANTHROPIC_PATH)
+    error = _json_of(AnthropicErrorResponse if anthropic else ErrorResponse)
     responses: Json = {"200": ok}
     for status, description in _ERRORS.items():
         responses[str(status)] = {"description": description, "content": error}

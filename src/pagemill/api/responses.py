@@ -182,9 +182,23 @@ class ErrorBody(msgspec.Struct):
 
 
 class ErrorResponse(msgspec.Struct):
-    """Every error has this shape."""
+    """Errors have this shape, except below `/v1/messages`."""
 
     error: ErrorBody
+
+
+class AnthropicError(msgspec.Struct):
+    """What went wrong, in Anthropic's terms."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorResponse(msgspec.Struct):
+    """Errors of the endpoints that speak Anthropic's API have this shape."""
+
+    error: AnthropicError
+    type: str = "error"
 
 
 class ModelCard(msgspec.Struct, kw_only=True):

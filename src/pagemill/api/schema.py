@@ -237,6 +237,13 @@ NO_EFFECT = frozenset(
         "guided_whitespace_pattern",
         "verbosity",
         "prediction",
+        "cache_control",
+        "context_management",
+        "inference_geo",
+        "diagnostics",
+        "speed",
+        "user_profile_id",
+        "workspace_id",
     }
 )
 
@@ -261,6 +268,8 @@ REFUSED: dict[str, Refusal] = {
     "functions": Refusal("is deprecated; use tools", ([],)),
     "function_call": Refusal("is deprecated; use tool_choice", ("none", "auto")),
     "web_search_options": Refusal("this server does not search the web"),
+    "mcp_servers": Refusal("this server calls no other servers", ([],)),
+    "container": Refusal("this server runs no code"),
     "moderation": Refusal("this server does not moderate"),
     "logprob_token_ids": _UNKNOWN_TO_US,
     "thinking_token_budget": Refusal("is not supported by this server", (-1,)),

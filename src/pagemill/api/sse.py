@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import msgspec
 from starlette.responses import Response
@@ -30,17 +31,34 @@ _HEADERS = [
 _encoder = msgspec.json.Encoder()
 
 
-def event(data: msgspec.Struct) -> bytes:
-    """One event with a JSON body."""
-    return b"data: " + _encoder.encode(data) + b"\n\n"
+def event(data: msgspec.Struct, name: str = "") -> bytes:
+    """One event with a JSON body; APIs with several kinds of events name them."""
+    body = b"data: " + _encoder.encode(data) + b"\n\n"
+    return b"event: " + name.encode() + b"\n" + body if name else body
+
+
+def _openai_error(error: Exception) -> bytes:
+    return event(ErrorResponse(error_body(error)))
+
+
+@dataclass(frozen=True)
+class StreamProtocol:
+    """How an API's streams end, show errors, and keep the connection."""
+
+    error: Callable[[Exception], bytes] = _openai_error
+    done: bytes = DONE
+    keep_alive: bytes = KEEP_ALIVE
+
+
+OPENAI_STREAM = StreamProtocol()
 
 
 class EventStream(Response):
-    """Writes what `events` yields, one write each, and ends with [DONE].
+    """Writes what `events` yields, one write each, and ends as the protocol says.
 
     Nothing is sent before the first events are there, so an error before them still becomes a
     response with a status of its own; an error after them becomes an event. While `events` is
-    silent a comment is sent every `keep_alive` seconds, so that proxies keep the connection. A
+    silent something is sent every `keep_alive` seconds, so that proxies keep the connection. A
     client that takes nothing for `write_timeout` seconds, or leaves, closes `events`.
     """
 
@@ -52,9 +70,11 @@ class EventStream(Response):
         keep_alive: float,
         write_timeout: float,
         headers: dict[str, str] | None = None,
+        protocol: StreamProtocol = OPENAI_STREAM,
     ) -> None:
         super().__init__(headers=headers)
         self._events = events
+        self._protocol = protocol
         self._clock = clock
         self._keep_alive = keep_alive
         self._write_timeout = write_timeout
@@ -85,13 +105,14 @@ class EventStream(Response):
         except PageMillError as error:
             if not self._started:
                 raise
-            await self._write(send, event(ErrorResponse(error_body(error))))
+            await self._write(send, self._protocol.error(error))
         except Exception as error:
             if not self._started:
                 raise
             logger.exception("stream failed")
-            await self._write(send, event(ErrorResponse(error_body(error))))
-        await self._write(send, DONE)
+            await self._write(send, self._protocol.error(error))
+        if self._protocol.done:
+            await self._write(send, self._protocol.done)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, send: Send, data: bytes) -> None:
@@ -111,4 +132,4 @@ class EventStream(Response):
             if now - self._writing_since >= self._write_timeout:
                 raise ClientDisconnected
         elif now - self._last_write >= self._keep_alive * 0.9:
-            await self._write(send, KEEP_ALIVE)
+            await self._write(send, self._protocol.keep_alive)

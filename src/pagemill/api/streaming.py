@@ -12,11 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagemill.api.connection import run_while_connected
+from pagemill.api.context import ServerContext
 from pagemill.api.generation import Generation
 from pagemill.api.intake import Intake
 from pagemill.api.responses import Usage
 from pagemill.api.schema import ChatRequest, CompletionRequest, StreamOptions
-from pagemill.api.sse import EventStream, event
+from pagemill.api.sse import OPENAI_STREAM, EventStream, StreamProtocol, event
 from pagemill.frontend.outputs import ChoiceUpdate
 
 IGNORED_HEADER = "x-ignored-parameters"
@@ -24,16 +25,8 @@ IGNORED_HEADER = "x-ignored-parameters"
 ChunkUsage: TypeAlias = Usage | UnsetType | None  # a value, no such key, or null
 
 
-class Call(Protocol):
-    """Turns one request's updates into chunks, or collects them into one answer."""
-
-    def events_of(self, update: ChoiceUpdate, usage: ChunkUsage) -> bytes:
-        """The events of one update."""
-        ...
-
-    def usage_chunk(self, usage: Usage) -> msgspec.Struct:
-        """The last chunk of a stream, without choices."""
-        ...
+class Collector(Protocol):
+    """Collects one request's updates into one answer."""
 
     def add(self, update: ChoiceUpdate) -> None:
         """Collect an update."""
@@ -44,6 +37,18 @@ class Call(Protocol):
         ...
 
 
+class Call(Collector, Protocol):
+    """Also turns the updates into OpenAI's chunks."""
+
+    def events_of(self, update: ChoiceUpdate, usage: ChunkUsage) -> bytes:
+        """The events of one update."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> msgspec.Struct:
+        """The last chunk of a stream, without choices."""
+        ...
+
+
 async def answer(
     request: Request,
     intake: Intake[CompletionRequest] | Intake[ChatRequest],
@@ -51,17 +56,40 @@ async def answer(
     call: Call,
 ) -> Response:
     """Run a call and respond. The fields that had no effect are named in a header."""
-    context = intake.context
-    headers = {IGNORED_HEADER: ", ".join(intake.ignored)} if intake.ignored else {}
+    headers = ignored_header(intake.ignored)
     if not intake.body.stream:
-        result = await run_while_connected(_complete(generation, call), request.receive)
-        return json_response(result, headers)
+        return await respond_whole(request, generation, call, headers)
+    events = _events(generation, call, intake.body.stream_options or StreamOptions())
+    return stream_response(intake.context, events, headers)
+
+
+def ignored_header(ignored: list[str]) -> dict[str, str]:
+    """Names the fields that had no effect."""
+    return {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}
+
+
+async def respond_whole(
+    request: Request, generation: Generation, call: Collector, headers: dict[str, str]
+) -> Response:
+    """The answer when it is complete; a client that leaves cancels it."""
+    result = await run_while_connected(_complete(generation, call), request.receive)
+    return json_response(result, headers)
+
+
+def stream_response(
+    context: ServerContext,
+    events: AsyncGenerator[bytes, None],
+    headers: dict[str, str],
+    protocol: StreamProtocol = OPENAI_STREAM,
+) -> EventStream:
+    """The events as a stream, within the server's limits."""
     return EventStream(
-        _events(generation, call, intake.body.stream_options or StreamOptions()),
+        events,
         clock=context.clock,
         keep_alive=context.settings.keep_alive_seconds,
         write_timeout=context.limits.write_timeout,
         headers=headers,
+        protocol=protocol,
     )
 
 
@@ -71,7 +99,7 @@ def json_response(content: msgspec.Struct, headers: dict[str, str] | None = None
     return Response(body, headers=headers, media_type="application/json")
 
 
-async def _complete(generation: Generation, call: Call) -> msgspec.Struct:
+async def _complete(generation: Generation, call: Collector) -> msgspec.Struct:
     async with aclosing(generation.updates()) as stream:
         async for updates in stream:
             for update in updates:
