@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -30,11 +30,17 @@ class LogitRows:
     drafts: Tensor | None = None  # [L, k] int64
     num_preceding: Tensor | None = None  # [L] int64
 
+    def part(self, at: slice) -> LogitRows:
+        """Consecutive rows."""
+        return replace(self._on_device(at), host_slots=self.host_slots[at])
+
     def take(self, chosen: NDArray[np.int64], chosen_on_device: Tensor) -> LogitRows:
         """The rows `chosen`, given twice."""
-        at = chosen_on_device
+        return replace(self._on_device(chosen_on_device), host_slots=self.host_slots[chosen])
+
+    def _on_device(self, at: Tensor | slice) -> LogitRows:
         return LogitRows(
-            host_slots=self.host_slots[chosen],
+            host_slots=self.host_slots,
             slots=self.slots[at],
             index=self.index[at],
             drafts=None if self.drafts is None else self.drafts[at],

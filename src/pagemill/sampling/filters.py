@@ -13,7 +13,6 @@ _DIGIT_BITS = 11
 _DIGITS = 1 << _DIGIT_BITS
 _STEPS_PER_UNIT = 2.0**17  # resolution of the distances that top-p tells apart
 _MAX_CODE = (1 << (2 * _DIGIT_BITS)) - 1  # distances from 32 up have no weight in float32
-_FIXED_POINT = 2.0**40
 
 
 def top_k_limit(distance: Tensor, top_k: Tensor, max_top_k: int) -> Tensor:
@@ -31,28 +30,30 @@ def min_p_limit(min_p: Tensor) -> Tensor:
 
 
 def keep_top_p(distance: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
-    """Which tokens form the smallest set with a share `top_p` [n] of the weight, bool [n, vocab].
+    """The weights of the smallest set of tokens with a share `top_p` [n] of the whole, others 0.
 
     `weights` is float32 [n, vocab], exp(-distance) or 0. A two-digit radix search over distances
-    in fixed point: sums of integers come out the same in any order, on any device.
+    in fixed point, which reads the vocabulary a few times where sorting would take long.
     """
     # The second clamp is for NaN, which must not become an index out of range.
-    code = (distance * _STEPS_PER_UNIT).clamp_(max=_MAX_CODE).long().clamp_(min=0)
-    mass = (weights * _FIXED_POINT).long()
+    code = (distance * _STEPS_PER_UNIT).clamp_(max=_MAX_CODE).int().clamp_(min=0)
     high = code >> _DIGIT_BITS
-    by_high = _histogram(high, mass)
-    # Rounding up keeps a share of 1 - 1e-7 from being taken for less than it is.
-    target = (by_high[:, -1:].double() * top_p.double().unsqueeze(1)).ceil().long()
+    by_high = _histogram(high, weights)
+    target = by_high[:, -1:] * top_p.double().unsqueeze(1)
     last_high, below = _find(by_high, target)
-    by_low = _histogram(code & (_DIGITS - 1), mass * (high == last_high))
+    by_low = _histogram(code & (_DIGITS - 1), torch.where(high == last_high.int(), weights, 0.0))
     last_low, _ = _find(by_low, target - below)
-    return code <= (last_high << _DIGIT_BITS) + last_low
+    last = (last_high << _DIGIT_BITS) + last_low
+    return torch.where(code <= last.int(), weights, 0.0)
 
 
-def _histogram(digits: Tensor, mass: Tensor) -> Tensor:
-    """The mass up to and including each digit, int64 [n, digits]."""
-    sums = torch.zeros(len(digits), _DIGITS, dtype=torch.int64, device=digits.device)
-    return sums.scatter_add_(1, digits, mass).cumsum_(dim=1)
+def _histogram(digits: Tensor, weights: Tensor) -> Tensor:
+    """The weight up to and including each digit, float64 [n, digits].
+
+    In float64 the order in which a GPU adds the weights makes no difference that matters.
+    """
+    sums = torch.zeros(len(digits), _DIGITS, dtype=torch.float64, device=digits.device)
+    return sums.scatter_add_(1, digits.long(), weights.double()).cumsum_(dim=1)
 
 
 def _find(sums: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from pagemill.scheduler.batch import Admission
 
 Bool = NDArray[np.bool_]
 
-# Drawing needs about 40 bytes per logit, so large batches are drawn part by part.
-_MAX_LOGITS_AT_ONCE = 1 << 24
+# Large batches are worked on part by part: processors and drawing need about 40 bytes per logit
+# for a while, and a CPU is several times faster while that stays within its caches.
+_LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 class Sampler:
@@ -54,6 +55,7 @@ class Sampler:
         self._has_top_p = np.zeros(num_slots, np.bool_)
         self._top_k = np.zeros(num_slots, np.int64)  # 0: off
         self._vocab_size = vocab_size
+        self._rows_at_once = max(1, _LOGITS_AT_ONCE[device.type] // vocab_size)
 
     def admit(self, admitted: Sequence[Admission]) -> None:
         """Set up the slots of new requests; their columns of the state are written separately."""
@@ -83,6 +85,28 @@ class Sampler:
 
     def process(self, logits: Tensor, rows: LogitRows) -> None:
         """Apply the processors that are in use to logits [L, vocab], in place."""
+        if self.changes_logits(rows):
+            for part in self._parts(len(logits)):
+                self._process(logits[part], rows.part(part))
+
+    def draw(self, logits: Tensor, rows: LogitRows) -> Tensor:
+        """A token for each row of float32 logits [L, vocab], int64 [L]."""
+        if self.is_greedy(rows.host_slots):
+            return logits.argmax(dim=1)
+        parts = self._parts(len(logits))
+        return torch.cat([self._draw(logits[part], rows.part(part)) for part in parts])
+
+    def observe(self, accepted: AcceptedTokens) -> None:
+        """Tell the processors in use what was sampled."""
+        used = self._uses[:, accepted.host_slots].any(axis=1)
+        for i in np.flatnonzero(used):
+            self.processors[i].observe(accepted)
+
+    def _parts(self, num_rows: int) -> list[slice]:
+        starts = range(0, num_rows, self._rows_at_once)
+        return [slice(start, start + self._rows_at_once) for start in starts]
+
+    def _process(self, logits: Tensor, rows: LogitRows) -> None:
         used = self._uses[:, rows.host_slots]  # [processors, L]
         for i in np.flatnonzero(used.any(axis=1)):
             processor = self.processors[i]
@@ -94,10 +118,9 @@ class Sampler:
             processor.apply(part, rows.take(chosen, at))
             logits[at] = part
 
-    def draw(self, logits: Tensor, rows: LogitRows) -> Tensor:
-        """A token for each row of float32 logits [L, vocab], int64 [L]."""
+    def _draw(self, logits: Tensor, rows: LogitRows) -> Tensor:
         is_random = self._is_random[rows.host_slots]
-        if is_random.all() and len(is_random):
+        if is_random.all():
             return self._draw_random(logits, rows)
         tokens = logits.argmax(dim=1)
         if is_random.any():
@@ -105,71 +128,44 @@ class Sampler:
             tokens[at] = self._draw_random(logits[at], rows.take(chosen, at))
         return tokens
 
-    def observe(self, accepted: AcceptedTokens) -> None:
-        """Tell the processors in use what was sampled."""
-        used = self._uses[:, accepted.host_slots].any(axis=1)
-        for i in np.flatnonzero(used):
-            self.processors[i].observe(accepted)
-
     def _draw_random(self, logits: Tensor, rows: LogitRows) -> Tensor:
-        size = max(1, _MAX_LOGITS_AT_ONCE // self._vocab_size)
-        if len(logits) <= size:
-            return self._draw_part(logits, rows.host_slots, rows.slots, rows.index)
-        parts = [slice(start, start + size) for start in range(0, len(logits), size)]
-        return torch.cat(
-            [
-                self._draw_part(logits[p], rows.host_slots[p], rows.slots[p], rows.index[p])
-                for p in parts
-            ]
-        )
-
-    def _draw_part(
-        self, logits: Tensor, host_slots: NDArray[np.int64], slots: Tensor, index: Tensor
-    ) -> Tensor:
-        columns = self._state.columns[slots]
+        columns = self._state.columns[rows.slots]
         scaled = logits / columns[:, Column.TEMPERATURE, None]
         # A row may hold nothing but -inf, which is no number to subtract from.
         nearest = scaled.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(scaled.dtype).min)
         distance = nearest - scaled
-        weights = torch.exp(-distance)
-        self._filter(distance, weights, columns, host_slots)
-        return draw(weights, uniform(self._state.seeds[slots], index))
+        weights = self._filter(distance, torch.exp(-distance), columns, rows.host_slots)
+        return draw(weights, uniform(self._state.seeds[rows.slots], rows.index))
 
     def _filter(
         self, distance: Tensor, weights: Tensor, columns: Tensor, slots: NDArray[np.int64]
-    ) -> None:
-        """Set the weights of tokens that min-p, top-k and top-p leave out to zero."""
+    ) -> Tensor:
+        """The weights, 0 for tokens that min-p, top-k and top-p leave out."""
+        top_k, has_top_p = self._top_k[slots], self._has_top_p[slots]
+        limit = None  # [L, 1]
         if self._has_min_p[slots].any():
-            weights *= distance <= min_p_limit(columns[:, Column.MIN_P])
-        top_k = self._top_k[slots]
+            limit = min_p_limit(columns[:, Column.MIN_P])
         if top_k.any():
-            most = int(top_k.max())
+            nearest_k = self._top_k_limit(distance, columns, top_k)
+            limit = nearest_k if limit is None else torch.minimum(limit, nearest_k)
+        if limit is not None:
+            weights = torch.where(distance <= limit, weights, 0.0)
+        if has_top_p.all():
+            return keep_top_p(distance, weights, columns[:, Column.TOP_P])
+        if has_top_p.any():
+            _, at = self._select(has_top_p)
+            weights[at] = keep_top_p(distance[at], weights[at], columns[at, Column.TOP_P])
+        return weights
 
-            def keep_nearest(part: Tensor, own: Tensor, columns: Tensor) -> Tensor:
-                return part <= top_k_limit(part, columns[:, Column.TOP_K].long(), most)
-
-            self._keep(keep_nearest, top_k > 0, distance, weights, columns)
-
-        def keep_mass(part: Tensor, own: Tensor, columns: Tensor) -> Tensor:
-            return keep_top_p(part, own, columns[:, Column.TOP_P])
-
-        self._keep(keep_mass, self._has_top_p[slots], distance, weights, columns)
-
-    def _keep(
-        self,
-        keep: Callable[[Tensor, Tensor, Tensor], Tensor],
-        used: Bool,
-        distance: Tensor,
-        weights: Tensor,
-        columns: Tensor,
-    ) -> None:
-        """Clear the weights that `keep(distance, weights, columns)` is False for, in used rows."""
-        if used.all():
-            weights *= keep(distance, weights, columns)
-        elif used.any():
-            _, at = self._select(used)
-            part = weights[at]
-            weights[at] = part * keep(distance[at], part, columns[at])
+    def _top_k_limit(self, distance: Tensor, columns: Tensor, top_k: NDArray[np.int64]) -> Tensor:
+        """The distance of each row's k-th nearest token, infinite for rows without top-k."""
+        wanted = columns[:, Column.TOP_K].long()
+        if top_k.all():
+            return top_k_limit(distance, wanted, int(top_k.max()))
+        _, at = self._select(top_k > 0)
+        limit = torch.full_like(distance[:, :1], torch.inf)
+        limit[at] = top_k_limit(distance[at], wanted[at], int(top_k.max()))
+        return limit
 
     def _select(self, used: Bool) -> tuple[NDArray[np.int64], Tensor]:
         """The indices of the rows that are True, on the host and on the device."""

@@ -122,7 +122,7 @@ def test_top_p_keeps_the_smallest_sufficient_set(vocab: int) -> None:
     logits = torch.from_numpy(rng.normal(size=(50, vocab)) * rng.uniform(0.1, 8, (50, 1))).float()
     top_p = torch.from_numpy(rng.uniform(0.01, 0.999, 50)).float()
     distance = logits.amax(1, keepdim=True) - logits
-    kept = keep_top_p(distance, torch.exp(-distance), top_p)
+    kept = keep_top_p(distance, torch.exp(-distance), top_p) > 0
     p = torch.softmax(logits.double(), 1)
     for row in range(50):
         chosen = p[row][kept[row]]

@@ -44,9 +44,10 @@ def test_other_rows_do_not_matter(device: str) -> None:
 def test_large_batches_are_drawn_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(9, VOCAB) * 3
     slots = filled("cpu")
-    whole = slots.draw(logits, [3] * 9, range(9))
-    monkeypatch.setattr(sampler_module, "_MAX_LOGITS_AT_ONCE", 2 * VOCAB)
-    assert slots.draw(logits, [3] * 9, range(9)) == whole
+    whole = slots.draw(logits, [3, 4, 0, 2, 3, 1, 5, 3, 4], range(9))
+    monkeypatch.setitem(sampler_module._LOGITS_AT_ONCE, "cpu", 2 * VOCAB)
+    slots = filled("cpu")
+    assert slots.draw(logits, [3, 4, 0, 2, 3, 1, 5, 3, 4], range(9)) == whole
 
 
 def test_seed_and_place_decide() -> None:

@@ -63,11 +63,12 @@ class Penalties:
             num_output.scatter_add_(1, rows.drafts, precedes.to(num_output.dtype))
         columns = self._state.columns[rows.slots]
         in_output = num_output > 0
-        factor = columns[:, Column.REPETITION, None]
-        factor = torch.where(self._in_prompt[table_rows] | in_output, factor, 1.0)
-        logits.copy_(torch.where(logits > 0, logits / factor, logits * factor))
+        repetition = columns[:, Column.REPETITION, None]
+        factor = torch.where(logits > 0, 1 / repetition, repetition)
+        is_known = self._in_prompt[table_rows] | in_output
+        logits.copy_(torch.where(is_known, logits * factor, logits))
         logits.sub_(columns[:, Column.FREQUENCY, None] * num_output)
-        logits.sub_(columns[:, Column.PRESENCE, None] * in_output)
+        logits.sub_(torch.where(in_output, columns[:, Column.PRESENCE, None], 0.0))
 
     def observe(self, accepted: AcceptedTokens) -> None:
         offset = torch.arange(accepted.tokens.shape[1], device=self._row.device)
