@@ -10,6 +10,7 @@ import pytest
 
 from api.fakes import FakeClient, http_client, make_context
 from pagemill.api.anthropic.schema import CountTokensRequest, MessagesRequest
+from pagemill.api.responses_api.schema import ResponsesRequest
 from pagemill.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 USER = [{"role": "user", "content": "hi"}]
@@ -51,6 +52,7 @@ VALUES: list[Any] = [
 ENDPOINTS: list[tuple[str, dict[str, Any], Any]] = [
     ("/v1/completions", {"prompt": "x", "max_tokens": 2}, CompletionRequest),
     ("/v1/chat/completions", {"messages": USER, "max_tokens": 2}, ChatRequest),
+    ("/v1/responses", {"input": "x", "max_output_tokens": 2}, ResponsesRequest),
     ("/v1/messages", {"messages": USER, "max_tokens": 2}, MessagesRequest),
     ("/v1/messages/count_tokens", {"messages": USER}, CountTokensRequest),
     ("/tokenize", {"prompt": "x"}, TokenizeRequest),

@@ -10,6 +10,7 @@ import pytest
 from api.fakes import make_context
 from pagemill.api.anthropic.schema import MessagesRequest
 from pagemill.api.app import ENDPOINTS
+from pagemill.api.responses_api.schema import ResponsesRequest
 from pagemill.api.schema import (
     NO_EFFECT,
     REFUSED,
@@ -22,9 +23,10 @@ from pagemill.api.schema import (
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| (works|no effect|refused) \|", re.MULTILINE)
-OPENAI, _, OTHERS = PAGE.partition("\n## Messages (Anthropic)")
-STATUS = dict(ROW.findall(OPENAI))
-MESSAGES = dict(ROW.findall(OTHERS.partition("\n## ")[0]))
+SECTIONS = {part.partition("\n")[0]: dict(ROW.findall(part)) for part in PAGE.split("\n## ")}
+RESPONSES = SECTIONS.pop("Responses (OpenAI)")
+MESSAGES = SECTIONS.pop("Messages (Anthropic)")
+STATUS = {name: status for rows in SECTIONS.values() for name, status in rows.items()}
 
 
 def expected_status(name: str) -> str:
@@ -47,6 +49,11 @@ def test_no_field_is_described_that_does_not_exist() -> None:
 
 def test_fields_of_messages_are_described_as_they_are() -> None:
     assert {name: expected_status(name) for name in MessagesRequest.__struct_fields__} == MESSAGES
+
+
+def test_fields_of_responses_are_described_as_they_are() -> None:
+    expected = {name: expected_status(name) for name in ResponsesRequest.__struct_fields__}
+    assert {**expected, "metadata": "works", "store": "works"} == RESPONSES
 
 
 @pytest.mark.parametrize("kind", [TokenizeRequest, DetokenizeRequest, AbortRequest])

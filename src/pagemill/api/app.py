@@ -15,15 +15,21 @@ from pagemill.api import schema as s
 from pagemill.api.anthropic import endpoints as messages
 from pagemill.api.anthropic import schema as a
 from pagemill.api.context import ServerContext
-from pagemill.api.endpoint import Endpoint, get, post
+from pagemill.api.endpoint import Endpoint, delete, get, post
 from pagemill.api.errors import exception_handlers
 from pagemill.api.middleware import BodyLimit, Guard, HostCheck, KeyRing, RequestScopeMiddleware
+from pagemill.api.responses_api import endpoints as responses
+from pagemill.api.responses_api import schema as rs
 from pagemill.api.tools.chat_format import ChatFormat
 
 # fmt: off
 ENDPOINTS = (
     post("/v1/chat/completions", chat.create, s.ChatRequest, r.ChatCompletion, generates=True),
     post("/v1/completions", completions.create, s.CompletionRequest, r.Completion, generates=True),
+    post("/v1/responses", responses.create, rs.ResponsesRequest, rs.ResponseObject, generates=True),
+    get("/v1/responses/{response_id}", responses.fetch, rs.ResponseObject),
+    delete("/v1/responses/{response_id}", responses.delete, rs.DeletedResponse),
+    post("/v1/responses/{response_id}/cancel", responses.cancel, None, rs.ResponseObject),
     post("/v1/messages", messages.create, a.MessagesRequest, a.Message, generates=True),
     post("/v1/messages/count_tokens", messages.count_tokens, a.CountTokensRequest, a.TokenCount),
     get("/v1/models", models.list_models, r.ModelList),
@@ -86,7 +92,7 @@ def _cors(origins: tuple[str, ...]) -> Middleware:
     return Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["DELETE", "GET", "POST"],
         allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
         expose_headers=["x-request-id"],
     )

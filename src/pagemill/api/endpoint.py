@@ -55,3 +55,8 @@ def post(
 ) -> Endpoint:
     """A row for a POST endpoint."""
     return Endpoint("POST", path, handler, request, response, access, generates)
+
+
+def delete(path: str, handler: Handler, response: type[msgspec.Struct]) -> Endpoint:
+    """A row for a DELETE endpoint."""
+    return Endpoint("DELETE", path, handler, None, response)

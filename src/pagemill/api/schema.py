@@ -244,6 +244,10 @@ NO_EFFECT = frozenset(
         "speed",
         "user_profile_id",
         "workspace_id",
+        "include",
+        "max_tool_calls",
+        "background_options",
+        "access_programs",
     }
 )
 
@@ -270,6 +274,9 @@ REFUSED: dict[str, Refusal] = {
     "web_search_options": Refusal("this server does not search the web"),
     "mcp_servers": Refusal("this server calls no other servers", ([],)),
     "container": Refusal("this server runs no code"),
+    "truncation": Refusal("an input that does not fit is refused, not cut", ("disabled",)),
+    "conversation": Refusal("is not supported; use previous_response_id"),
+    "image": Refusal("only text is produced"),
     "moderation": Refusal("this server does not moderate"),
     "logprob_token_ids": _UNKNOWN_TO_US,
     "thinking_token_budget": Refusal("is not supported by this server", (-1,)),

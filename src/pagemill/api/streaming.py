@@ -72,7 +72,7 @@ async def respond_whole(
     request: Request, generation: Generation, call: Collector, headers: dict[str, str]
 ) -> Response:
     """The answer when it is complete; a client that leaves cancels it."""
-    result = await run_while_connected(_complete(generation, call), request.receive)
+    result = await run_while_connected(collect(generation, call), request.receive)
     return json_response(result, headers)
 
 
@@ -99,7 +99,8 @@ def json_response(content: msgspec.Struct, headers: dict[str, str] | None = None
     return Response(body, headers=headers, media_type="application/json")
 
 
-async def _complete(generation: Generation, call: Collector) -> msgspec.Struct:
+async def collect(generation: Generation, call: Collector) -> msgspec.Struct:
+    """Run a generation to its end; the whole answer."""
     async with aclosing(generation.updates()) as stream:
         async for updates in stream:
             for update in updates:

@@ -11,10 +11,12 @@ from pagemill.api.anthropic.schema import (
     MessagesRequest,
     PromptFields,
 )
+from pagemill.api.blocks import joined_text, kind_of, part_text, string_of
 from pagemill.api.schema import ChatRequest, JsonSchemaFormat, ResponseFormat
 from pagemill.errors import InvalidParams
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_TEXT = {"text": "text"}
 _UNSEEN = ("redacted_thinking",)
 
 
@@ -89,7 +91,7 @@ def _tools(tools: list[AnthropicTool]) -> list[dict[str, Any]]:
 def _messages(body: PromptFields) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if body.system:
-        messages.append({"role": "system", "content": _text(body.system, "system")})
+        messages.append({"role": "system", "content": joined_text(body.system, "system", _TEXT)})
     for i, message in enumerate(body.messages):
         where = f"messages[{i}]"
         role, content = message.get("role"), message.get("content")
@@ -103,7 +105,9 @@ def _messages(body: PromptFields) -> list[dict[str, Any]]:
             case "assistant":
                 messages.append(_assistant(content, f"{where}.content"))
             case "system":
-                messages.append({"role": "system", "content": _text(content, f"{where}.content")})
+                messages.append(
+                    {"role": "system", "content": joined_text(content, f"{where}.content", _TEXT)}
+                )
             case _:
                 raise InvalidParams(
                     f"{where}.role must be user or assistant", param=f"{where}.role"
@@ -118,18 +122,18 @@ def _user(content: Blocks, where: str) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     texts: list[str] = []
     for i, block in enumerate(content):
-        if _kind(block, f"{where}[{i}]") == "tool_result":
+        if kind_of(block, f"{where}[{i}]") == "tool_result":
             messages.append(_tool_result(block, f"{where}[{i}]"))
         else:
-            texts.append(_block_text(block, f"{where}[{i}]"))
+            texts.append(part_text(block, f"{where}[{i}]", _TEXT))
     if texts or not messages:
         messages.append({"role": "user", "content": "\n".join(texts)})
     return messages
 
 
 def _tool_result(block: dict[str, Any], where: str) -> dict[str, Any]:
-    call_id = _string(block, "tool_use_id", where)
-    content = _text(block.get("content") or "", f"{where}.content")
+    call_id = string_of(block, "tool_use_id", where)
+    content = joined_text(block.get("content") or "", f"{where}.content", _TEXT)
     if block.get("is_error") and content:
         content = f"Error: {content}"
     return {"role": "tool", "tool_call_id": call_id, "content": content}
@@ -142,13 +146,13 @@ def _assistant(content: Blocks, where: str) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant"}
     for i, block in enumerate(content):
         at = f"{where}[{i}]"
-        kind = _kind(block, at)
+        kind = kind_of(block, at)
         if kind == "tool_use":
             message.setdefault("tool_calls", []).append(_tool_use(block, at))
         elif kind == "thinking":
-            message["reasoning_content"] = _string(block, "thinking", at)
+            message["reasoning_content"] = string_of(block, "thinking", at)
         elif kind not in _UNSEEN:
-            texts.append(_block_text(block, at))
+            texts.append(part_text(block, at, _TEXT))
     message["content"] = "\n".join(texts)
     return message
 
@@ -157,36 +161,5 @@ def _tool_use(block: dict[str, Any], where: str) -> dict[str, Any]:
     given = block.get("input", {})
     if not isinstance(given, dict):
         raise InvalidParams(f"{where}.input must be an object", param=f"{where}.input")
-    function = {"name": _string(block, "name", where), "arguments": json.dumps(given)}
-    return {"id": _string(block, "id", where), "type": "function", "function": function}
-
-
-def _text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidParams(f"{where} must be a text or a list of blocks", param=where)
-    return "\n".join(_block_text(block, f"{where}[{i}]") for i, block in enumerate(content))
-
-
-def _block_text(block: Any, where: str) -> str:
-    kind = _kind(block, where)
-    if kind != "text":
-        raise InvalidParams(
-            f"{where}.type is {str(kind)[:100]!r}, but this model takes text only",
-            param=f"{where}.type",
-        )
-    return _string(block, "text", where)
-
-
-def _kind(block: Any, where: str) -> Any:
-    if not isinstance(block, dict):
-        raise InvalidParams(f"{where} must be an object", param=where)
-    return block.get("type")
-
-
-def _string(block: dict[str, Any], key: str, where: str) -> str:
-    value = block.get(key)
-    if not isinstance(value, str):
-        raise InvalidParams(f"{where}.{key} must be a text", param=f"{where}.{key}")
-    return value
+    function = {"name": string_of(block, "name", where), "arguments": json.dumps(given)}
+    return {"id": string_of(block, "id", where), "type": "function", "function": function}
