@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pagemill.attention.base import AttentionBackend, FusedAttention
+from pagemill.attention.deterministic import make_deterministic
 from pagemill.attention.select import select_attention
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
@@ -29,6 +30,7 @@ from pagemill.models.registry import build_model
 from pagemill.models.weights import weight_slots
 from pagemill.ops.base import Ops
 from pagemill.ops.decode import DecodeOps
+from pagemill.ops.deterministic import DeterministicOps
 from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import (
@@ -91,7 +93,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     # The rotary tables need no more places than the context that is served.
     model_config = replace(checkpoint.model_config(), max_position=config.max_model_len)
     config = _with_kernels(config, device, report)
-    attention = select_attention(device.type, config.attention_backend)
+    attention = _select_attention(config, device)
     context = _build_context(config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
     model = _load(config, model_config, context, checkpoint, report)
@@ -141,8 +143,15 @@ def _decode_ops(config: EngineConfig, ops: Ops, attention: AttentionBackend) -> 
     return ops if isinstance(ops, DecodeOps) else None
 
 
+def _select_attention(config: EngineConfig, device: Device) -> AttentionBackend:
+    attention = select_attention(device.type, config.attention_backend)
+    return make_deterministic(attention) if config.deterministic else attention
+
+
 def _build_context(config: EngineConfig, device: Device) -> BuildContext:
     ops = select_ops(device.type, config.ops)
+    if config.deterministic:
+        ops = DeterministicOps(ops, device.type)
     quant = select_quant(config.quantization, device.type, ops)
     return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
 

@@ -31,7 +31,7 @@ from pagemill.runner.staging import StagingRing
 from pagemill.sampling.base import AcceptedTokens, LogitRows
 from pagemill.sampling.bitmask import apply_bitmask
 from pagemill.sampling.logprobs import TopLogprobs, prompt_logprobs, top_logprobs
-from pagemill.sampling.sampler import Sampler
+from pagemill.sampling.sampler import Sampler, rows_at_once
 from pagemill.sampling.token_history import TokenHistory
 from pagemill.scheduler.batch import Admission, Batch
 from pagemill.speculative.base import Speculator
@@ -89,7 +89,14 @@ class ModelRunner:
         self._slots = SlotState(
             config.max_num_seqs, max_blocks, max_drafts, model.vocab_size, device.torch_device
         )
-        self._sampler = Sampler(config.max_num_seqs, model.vocab_size, device, self._slots.sampling)
+        self._sampler = Sampler(
+            config.max_num_seqs,
+            model.vocab_size,
+            device,
+            self._slots.sampling,
+            deterministic=config.deterministic,
+        )
+        self._rows_at_once = rows_at_once(device.type, model.vocab_size, config.deterministic)
         self._history: TokenHistory | None = None
         if speculator is not None:
             width = config.max_model_len + max_drafts
@@ -273,7 +280,7 @@ class ModelRunner:
             return None
         top = int(self._num_logprobs[step.rows.host_slots[wanted]].max())
         at = self._device.from_numpy(wanted)
-        values = top_logprobs(step.logits[at], tokens[at], top)
+        values = top_logprobs(step.logits[at], tokens[at], top, self._rows_at_once)
         return PlacedLogprobs(
             row=step.layout.logit_row[wanted],
             offset=step.layout.logit_offset[wanted],
@@ -283,5 +290,7 @@ class ModelRunner:
     def _score(self, hidden: Tensor, span: PromptSpan) -> TopLogprobs:
         targets = self._device.from_numpy(span.targets.astype(np.int64))
         rows = hidden[span.first_token : span.first_token + len(targets)]
-        values = prompt_logprobs(rows, targets, span.top, self._model.compute_logits)
+        values = prompt_logprobs(
+            rows, targets, span.top, self._model.compute_logits, self._rows_at_once
+        )
         return download_logprobs(values, self._device)

@@ -29,6 +29,17 @@ Bool = NDArray[np.bool_]
 _LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
+def rows_at_once(device_type: str, vocab_size: int, deterministic: bool) -> int:
+    """How many rows of logits are worked on together.
+
+    One by one where results must not depend on the others in a single bit: on a CPU, torch divides
+    a sum among threads by the shape of the whole.
+    """
+    if deterministic and device_type == "cpu":
+        return 1
+    return max(1, _LOGITS_AT_ONCE[device_type] // vocab_size)
+
+
 class Sampler:
     """Knows on the host which slots use which feature, so that only those are paid for.
 
@@ -37,7 +48,13 @@ class Sampler:
     """
 
     def __init__(
-        self, num_slots: int, vocab_size: int, device: Device, state: SamplingState
+        self,
+        num_slots: int,
+        vocab_size: int,
+        device: Device,
+        state: SamplingState,
+        *,
+        deterministic: bool = False,
     ) -> None:
         self._device = device
         self._state = state
@@ -55,7 +72,7 @@ class Sampler:
         self._has_top_p = np.zeros(num_slots, np.bool_)
         self._top_k = np.zeros(num_slots, np.int64)  # 0: off
         self._vocab_size = vocab_size
-        self._rows_at_once = max(1, _LOGITS_AT_ONCE[device.type] // vocab_size)
+        self._rows_at_once = rows_at_once(device.type, vocab_size, deterministic)
 
     def admit(self, admitted: Sequence[Admission]) -> None:
         """Set up the slots of new requests; their columns of the state are written separately."""

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.attention.base import AttentionBackend, AttentionSpec, ForwardBatch
 from pagemill.config.engine import EngineConfig
 from pagemill.device.select import select_device
 from pagemill.executor.base import StepResult
-from pagemill.models.base import KVCacheSpec
+from pagemill.models.base import KVCacheSpec, Model
 from pagemill.params import SamplingParams
 from pagemill.runner.memory import allocate_cache
 from pagemill.runner.results import PendingStep
@@ -115,7 +115,16 @@ class Row:
 class Driver:
     """Builds batches as a scheduler would, with upper bounds for what it cannot know yet."""
 
-    def __init__(self, device: str = "cpu", speculator: Speculator | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        speculator: Speculator | None = None,
+        *,
+        model: Model | None = None,
+        attention: AttentionBackend | None = None,
+        deterministic: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.config = EngineConfig(
             model="",
             served_model_names=("m",),
@@ -125,17 +134,20 @@ class Driver:
             max_num_seqs=NUM_SLOTS,
             max_num_batched_tokens=16,
             block_size=BLOCK_SIZE,
+            deterministic=deterministic,
         )
         self.device = select_device(device)
-        model = CacheModel()
+        model = model or CacheModel()
         cache = allocate_cache(
             self.device,
             model.kv_cache_specs(),
             1 + NUM_SLOTS * BLOCKS_PER_SLOT,
             BLOCK_SIZE,
-            torch.float32,
+            dtype,
         )
-        self.runner = ModelRunner(self.config, model, self.device, NoAttention(), cache, speculator)
+        self.runner = ModelRunner(
+            self.config, model, self.device, attention or NoAttention(), cache, speculator
+        )
         rng = np.random.default_rng(0)
         self.blocks = (1 + rng.permutation(NUM_SLOTS * BLOCKS_PER_SLOT)).reshape(NUM_SLOTS, -1)
         self.texts: dict[int, list[int]] = {}

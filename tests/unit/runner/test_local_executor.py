@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from pagemill.config.engine import EngineConfig
+from pagemill.device.cpu import CpuDevice
+from pagemill.errors import ModelLoadError, PageMillError
+from pagemill.executor.local import LocalExecutor, build_local_executor
+from pagemill.runner.memory import largest_batch
+
+MIB = 2**20
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> EngineConfig:
+    files = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(files))
+    return EngineConfig(
+        model=str(tmp_path),
+        served_model_names=("m",),
+        device="cpu",
+        dtype="float32",
+        max_model_len=512,
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        kv_cache_bytes=MIB,
+        load_format="dummy",
+        num_threads=1,
+    )
+
+
+def build(config: EngineConfig) -> tuple[LocalExecutor, list[str]]:
+    phases: list[str] = []
+    return build_local_executor(config, phases.append), phases
+
+
+def test_an_executor_says_what_it_has_and_runs(config: EngineConfig) -> None:
+    executor, phases = build(config)
+    info = executor.info
+    assert (info.max_model_len, info.block_size, info.max_num_seqs) == (512, 16, 4)
+    per_block = 2 * 2 * 2 * 8 * 16 * 4
+    assert info.num_blocks == MIB // per_block and info.cache_bytes == info.num_blocks * per_block
+    attention, mlp = 32 * 32 * 2 + 32 * 16 * 2, 3 * 32 * 64
+    assert info.weight_bytes == 4 * (2 * 96 * 32 + 2 * (attention + mlp + 2 * 32) + 32)
+    assert any("weights" in phase for phase in phases)
+    batch = largest_batch(config)
+    executor.forward(batch)
+    result = executor.sample(batch).wait()
+    assert result.num_tokens.tolist() == [1] * 4
+    assert ((result.token_ids >= 0) & (result.token_ids < 96)).all()
+    with pytest.raises(PageMillError, match="sleep"):
+        executor.control("sleep", [])
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_same_seed_makes_the_same_model(config: EngineConfig, deterministic: bool) -> None:
+    config = msgspec.structs.replace(config, deterministic=deterministic)
+    tokens = []
+    for _ in range(2):
+        executor, _ = build(config)
+        batch = largest_batch(config)
+        executor.forward(batch)
+        tokens.append(executor.sample(batch).wait().token_ids)
+        executor.shutdown()
+    assert np.array_equal(*tokens)
+
+
+def test_the_context_shrinks_to_the_cache_and_the_user_is_told(config: EngineConfig) -> None:
+    small = msgspec.structs.replace(config, kv_cache_bytes=MIB // 8)
+    executor, phases = build(small)
+    assert executor.info.max_model_len < 512
+    assert any(str(executor.info.max_model_len) in phase for phase in phases)
+    executor.shutdown()
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CpuDevice, "free_memory", lambda self: 50_000)
+    with pytest.raises(ModelLoadError, match="smaller model") as error:
+        build(config)
+    assert "\n" not in str(error.value)
