@@ -109,7 +109,7 @@ class Decoder:
         return ops.norm_linear(residual, self.final_norm, EPS, self.lm_head, None)
 
 
-def _decoder(shape: ModelShape) -> Decoder:
+def make_decoder(shape: ModelShape) -> Decoder:
     return Decoder(
         shape,
         [_layer(shape) for _ in range(shape.layers)],
@@ -122,7 +122,7 @@ def _decoder(shape: ModelShape) -> Decoder:
 
 def _results(shape: ModelShape, rows: int, seq_len: int, limits: Limits) -> Iterator[Result]:
     torch.cuda.empty_cache()
-    decoder, ops, cublas = _decoder(shape), TritonOps(), CublasOps()
+    decoder, ops, cublas = make_decoder(shape), TritonOps(), CublasOps()
     _, batches = make_batch(shape, [1] * rows, [seq_len] * rows, shape.layers)
     batch = replace(batches[0], kv_cache=[b.kv_cache[0] for b in batches])
     hidden = torch.randn(rows, shape.hidden, device="cuda", dtype=torch.bfloat16)

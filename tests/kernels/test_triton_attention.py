@@ -221,4 +221,4 @@ def test_splits_fill_the_device_and_no_more() -> None:
     assert choose_splits(64, 132).num_splits == 16
     assert choose_splits(200, 132).num_splits == 4  # 528 / 200 rounds up to 3
     full = choose_splits(2048, 132)
-    assert (full.num_splits, full.min_chunk) == (4, 512)
+    assert (full.num_splits, full.min_chunk) == (4, 2048)

@@ -19,10 +19,11 @@ from pagemill.ops.triton.split_attention import (
 
 PROGRAMS_PER_SM = 4  # what fits a multiprocessor at once
 # Few choices, since each is a kernel to compile. The last is for a device that is full anyway:
-# one long row must not hold up a step of short ones.
+# one very long row must not hold up a step of short ones.
 SPLITS = (64, 16, 4)
-MIN_CHUNK = 64
-FULL_DEVICE_MIN_CHUNK = 512
+MIN_CHUNK = 32
+BUSY_DEVICE_MIN_CHUNK = 512
+FULL_DEVICE_MIN_CHUNK = 2048
 
 
 def choose_splits(pairs: int, sms: int) -> SplitPlan:
@@ -30,8 +31,9 @@ def choose_splits(pairs: int, sms: int) -> SplitPlan:
     wanted = cdiv(PROGRAMS_PER_SM * sms, pairs)
     most, some, least = SPLITS
     if wanted <= least:
-        return SplitPlan(least, FULL_DEVICE_MIN_CHUNK)
-    return SplitPlan(some if wanted <= some else most, MIN_CHUNK)
+        return SplitPlan(least, BUSY_DEVICE_MIN_CHUNK if wanted > 1 else FULL_DEVICE_MIN_CHUNK)
+    num_splits = some if wanted <= some else most
+    return SplitPlan(num_splits, MIN_CHUNK, block_n=32, early=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,13 @@ INTERPRETED_SMS = 4  # there is no device to ask in the interpreter
 
 
 @triton.jit
+def let_next_start(PDL: tl.constexpr):
+    """Let the next kernel start early; `wait_for_inputs` must follow before inputs are read."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit
 def wait_for_inputs(PDL: tl.constexpr):
     """Let the next kernel start early, then wait until the kernels before this one are done."""
     if PDL:

@@ -19,10 +19,24 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache, RopeInput
-from pagemill.ops.triton.attention_tile import LOWEST, attend, to_log2
-from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_inputs
+from pagemill.ops.triton.attention_tile import (
+    LOWEST,
+    attend,
+    fold_tile,
+    page_offsets,
+    to_log2,
+    visible,
+)
+from pagemill.ops.triton.launch import (
+    let_next_start,
+    next_power_of_2,
+    supports_pdl,
+    wait_for_inputs,
+)
 from pagemill.ops.triton.rope import head_rms, load_cos_sin, rope_partner, to_cache_type
 
+# Up to so many partial values are added up at once, more row by row.
+MAX_COMBINED = tl.constexpr(16384)
 MAX_ROWS = 64  # query tokens times heads per kv head that one program may hold
 
 
@@ -35,6 +49,7 @@ class SplitPlan:
     block_n: int = 64
     num_warps: int = 4
     num_stages: int = 3
+    early: bool = False  # with rope: load the first keys before the kernels before are done
 
 
 @triton.jit
@@ -88,28 +103,49 @@ def _chunk_of(
 
 
 @triton.jit
-def _add_up_chunks(
-    partial_ptr, lse_ptr, out_ptr, first, active, query_start, num_rows, kv_head,
+def _add_up_rows(
+    partial_ptr, lse_ptr, out_ptr, first, active, query_start, rows, num_rows, kv_head,
     GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, NUM_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Combine the chunks `first`.. of one row and kv head, weighted by their exp-sums."""
+    """Combine the chunks `first`.. of some rows [R] of a kv head, weighted by their exp-sums."""
     cols = tl.arange(0, BLOCK_D)
     splits = tl.arange(0, NUM_SPLITS)
-    there = splits < active
-    for row in range(0, num_rows):
-        at = (first + splits) * ROWS + row
-        lse = tl.load(lse_ptr + at, mask=there, other=LOWEST, cache_modifier=".cg")
-        chunk_ptr = partial_ptr + at[:, None] * D + cols[None, :]
-        inside = there[:, None] & (cols < D)[None, :]
-        chunks = tl.load(chunk_ptr, mask=inside, other=0.0, cache_modifier=".cg")
-        weights = tl.exp2(lse - tl.max(lse, axis=0))
-        weights = tl.where(there, weights, 0.0)
-        value = tl.sum(chunks * weights[:, None], axis=0) / tl.sum(weights, axis=0)
-        head = kv_head * GROUP + row % GROUP
-        token = (query_start + row // GROUP).to(tl.int64)
-        row_ptr = out_ptr + (token * NUM_HEADS + head) * D
-        tl.store(row_ptr + cols, value.to(out_ptr.dtype.element_ty), mask=cols < D)
+    live = rows < num_rows
+    there = (splits < active)[:, None] & live[None, :]
+    at = (first + splits)[:, None] * ROWS + rows[None, :]
+    lse = tl.load(lse_ptr + at, mask=there, other=LOWEST, cache_modifier=".cg")
+    chunk_ptr = partial_ptr + at[:, :, None] * D + cols[None, None, :]
+    inside = there[:, :, None] & (cols < D)[None, None, :]
+    chunks = tl.load(chunk_ptr, mask=inside, other=0.0, cache_modifier=".cg")
+    weights = tl.where(there, tl.exp2(lse - tl.max(lse, axis=0)[None, :]), 0.0)
+    total = tl.sum(weights, axis=0)
+    values = tl.sum(chunks * weights[:, :, None], axis=0) / tl.where(live, total, 1.0)[:, None]
+    tokens = (query_start + rows // GROUP).to(tl.int64)
+    row_ptr = out_ptr + (tokens * NUM_HEADS + kv_head * GROUP + rows % GROUP) * D
+    mask = live[:, None] & (cols < D)[None, :]
+    tl.store(row_ptr[:, None] + cols[None, :], values.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_up_chunks(
+    partial_ptr, lse_ptr, out_ptr, first, active, query_start, num_rows, kv_head,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, NUM_SPLITS: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Combine the chunks `first`.. of all rows of a kv head."""
+    if NUM_SPLITS * BLOCK_R * BLOCK_D <= MAX_COMBINED:
+        _add_up_rows(
+            partial_ptr, lse_ptr, out_ptr, first, active, query_start, tl.arange(0, BLOCK_R),
+            num_rows, kv_head, GROUP, ROWS, NUM_HEADS, D, BLOCK_D, NUM_SPLITS,
+        )  # fmt: skip
+    else:
+        for row in range(0, num_rows):
+            _add_up_rows(
+                partial_ptr, lse_ptr, out_ptr, first, active, query_start,
+                row + tl.arange(0, 1), num_rows, kv_head, GROUP, ROWS, NUM_HEADS, D, BLOCK_D,
+                NUM_SPLITS,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -118,7 +154,7 @@ def _hand_in_chunk(
     active, query_start, query_len, kv_head,
     GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Store a split's result; the last of the row's splits to arrive adds them up."""
     pair = seq * NUM_KV_HEADS + kv_head
@@ -132,7 +168,7 @@ def _hand_in_chunk(
         tl.store(counter_ptr + pair, 0)
         _add_up_chunks(
             partial_ptr, lse_ptr, out_ptr, first_chunk, active, query_start, query_len * GROUP,
-            kv_head, GROUP, ROWS, NUM_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS,
+            kv_head, GROUP, ROWS, NUM_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS, BLOCK_R,
         )  # fmt: skip
 
 
@@ -187,9 +223,11 @@ def _split_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
+    EARLY: tl.constexpr,
     ROPE: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
@@ -200,7 +238,10 @@ def _split_attention_kernel(
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     ROWS: tl.constexpr = GROUP * QUERY_LEN
     kv_head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    wait_for_inputs(PDL)
+    if EARLY:
+        let_next_start(PDL)
+    else:
+        wait_for_inputs(PDL)
     query_start = tl.load(query_start_ptr + seq)
     query_len = tl.load(query_start_ptr + seq + 1) - query_start
     if query_len > QUERY_LEN or query_len <= 0:
@@ -223,6 +264,15 @@ def _split_attention_kernel(
     highest, total, acc = _no_values(BLOCK_M, BLOCK_D)
     head_k_ptr = k_cache_ptr + kv_head * head_stride
     head_v_ptr = v_cache_ptr + kv_head * head_stride
+    row_table_ptr = table_ptr + seq.to(tl.int64) * table_stride
+    if EARLY:
+        keys = begin + tl.arange(0, BLOCK_N)
+        at = page_offsets(row_table_ptr, keys, end, block_stride, BLOCK_SIZE, HEAD_DIM)
+        at = at[:, None] + cols[None, :]
+        inside = (keys < end)[:, None] & (cols < HEAD_DIM)[None, :]
+        first_k = tl.load(head_k_ptr + at, mask=inside, other=0.0)
+        first_v = tl.load(head_v_ptr + at, mask=inside, other=0.0)
+        wait_for_inputs(PDL)
     if ROPE:
         cos, sin = load_cos_sin(cos_sin_ptr, start, cols, HEAD_DIM)
         q = _normed_rope(q_rows, q_norm_ptr, q_mask, cols, cos, sin, eps, HEAD_DIM, Q_NORM)
@@ -237,7 +287,13 @@ def _split_attention_kernel(
     else:
         q = tl.load(q_rows + cols[None, :], mask=q_mask, other=0.0)
 
-    row_table_ptr = table_ptr + seq.to(tl.int64) * table_stride
+    if EARLY:
+        keep = visible(positions, keys, window, WINDOW) & (keys < end)[None, :]
+        highest, total, acc = fold_tile(
+            q, first_k.to(q.dtype), first_v.to(q.dtype), keep, highest, total, acc, scale,
+            soft_cap, True, SOFT_CAP, PRECISION,
+        )  # fmt: skip
+        begin += BLOCK_N
     highest, total, acc = attend(
         q, positions, begin, end, row_table_ptr, head_k_ptr, head_v_ptr, block_stride, scale,
         soft_cap, window, highest, total, acc, True, WINDOW, SOFT_CAP, BLOCK_N, BLOCK_SIZE,
@@ -254,7 +310,7 @@ def _split_attention_kernel(
     _hand_in_chunk(
         acc, lse, q_mask, live, rows, cols, partial_ptr, lse_ptr, counter_ptr, out_ptr, seq, split,
         active, query_start, query_len, kv_head, GROUP, ROWS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM,
-        BLOCK_D, NUM_SPLITS,
+        BLOCK_D, NUM_SPLITS, BLOCK_R,
     )  # fmt: skip
 
 
@@ -289,7 +345,8 @@ def split_attention(
     """Attention of the rows with at most `query_len` query tokens -> [T, num_heads * D].
 
     Longer rows are left as they are in `out`. With `rope`, rows have one token, whose key and
-    value are normed, rotated and written to the cache on the way.
+    value are normed, rotated and written to the cache on the way. `plan.early` relies on the
+    batch's lengths, its block table and the cache being older than the kernel that made `q`.
     """
     if out is None:
         out = torch.empty(
@@ -329,7 +386,9 @@ def split_attention(
         QUERY_LEN=query_len,
         BLOCK_M=max(16, next_power_of_2(group * query_len)),
         BLOCK_N=plan.block_n,
+        BLOCK_R=next_power_of_2(group * query_len),
         NUM_SPLITS=plan.num_splits,
+        EARLY=rope is not None and plan.early,
         ROPE=rope is not None,
         Q_NORM=rope is not None and rope.q_norm is not None,
         K_NORM=rope is not None and rope.k_norm is not None,
