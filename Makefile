@@ -10,7 +10,10 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Without a GPU, a pinned release: pip then prefers the small CPU build where one is configured.
-TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+HAS_GPU := $(shell command -v nvidia-smi)
+TORCH ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+# CUDA builds of torch bring their own; elsewhere its interpreter runs the tests of the GPU kernels.
+TRITON ?= $(if $(HAS_GPU),,"triton>=3.7,<3.8")
 ARGS ?=
 PIP_ARGS ?=
 
