@@ -220,6 +220,14 @@ CHAT: list[tuple[Any, str | None]] = [
         },
         "tools",
     ),
+    (
+        {
+            "messages": USER,
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}],
+            "tool_choice": "required",
+        },
+        "tools",
+    ),
     ({"messages": USER, "tools": TOOLS * 129}, "tools"),
     ({"messages": USER, "tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"messages": USER, "include_reasoning": "no"}, "include_reasoning"),

@@ -73,9 +73,9 @@ class RequestValidator:
         if params.stop_strings and self._tokenizer is None:
             raise InvalidParams("stop strings need a tokenizer, which was not loaded", param="stop")
         if params.structured_outputs is not None:
-            from pagemill.grammar.source import to_grammar
+            from pagemill.grammar.source import check_grammar
 
-            to_grammar(params.structured_outputs)
+            check_grammar(params.structured_outputs)
 
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """Each word's tokens at the start of a text and after a space, where these differ."""

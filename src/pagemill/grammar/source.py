@@ -46,6 +46,20 @@ def to_grammar(spec: StructuredOutputs, special_tokens: frozenset[str] = frozens
     return _from_structural_tag(spec.structural_tag, special_tokens)
 
 
+def check_grammar(spec: StructuredOutputs) -> None:
+    """Refuse what cannot be enforced before the engine hears of it; takes milliseconds.
+
+    Raises GrammarError with the reason, as `to_grammar` does and for what only a compile finds,
+    such as an unknown type in a schema.
+    """
+    from llguidance import LLMatcher
+
+    problem = LLMatcher.validate_grammar(to_grammar(spec))
+    if problem:
+        reason = " ".join(problem.split())[:400]
+        raise GrammarError(f"the grammar cannot be enforced: {reason}", _PARAM)
+
+
 def _parse_schema(schema: Any) -> Any:
     if not isinstance(schema, str):
         return schema

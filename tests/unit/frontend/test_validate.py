@@ -73,6 +73,11 @@ def test_prompt_ids(token_ids: list[object]) -> None:
 def test_schemas_are_read_before_the_engine_hears_of_them() -> None:
     with pytest.raises(GrammarError):
         resolve(structured_outputs=StructuredOutputs(json="{not json"))
+    for schema in ({"type": "x"}, {"properties": {"a": {"minimum": 5, "maximum": 1, "type": 5}}}):
+        with pytest.raises(GrammarError, match="cannot be enforced"):
+            resolve(structured_outputs=StructuredOutputs(json=schema))
+    with pytest.raises(GrammarError, match="regex"):
+        resolve(structured_outputs=StructuredOutputs(regex="(a"))
 
 
 def test_logprobs_without_a_limit() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pagemill.api.tools.formats import ReasoningFormat, ToolFormat
 from pagemill.errors import GrammarError
-from pagemill.grammar.source import to_grammar
+from pagemill.grammar.source import check_grammar
 from pagemill.params import StructuredOutputs
 
 Mode = Literal["none", "auto", "required"]
@@ -58,7 +58,7 @@ def forced_calls(
 def _schema_text(name: str, parameters: Mapping[str, Any]) -> str:
     schema = {"type": "object", **parameters, **_GUIDANCE}
     try:
-        to_grammar(StructuredOutputs(json=schema))
+        check_grammar(StructuredOutputs(json=schema))
     except GrammarError as error:
         message = f"the parameters of the tool {name[:100]!r}: {error.message}"
         raise GrammarError(message, param="tools") from None
