@@ -46,7 +46,13 @@ class RequestValidator:
             max_tokens=_max_tokens(len(prompt.token_ids), params, max_model_len),
             eos_token_ids=self._eos_token_ids,
             bad_words_token_ids=self._bad_words(params.bad_words or []),
+            logprobs=self._number_of_logprobs(params.logprobs),
+            prompt_logprobs=self._number_of_logprobs(params.prompt_logprobs),
         )
+
+    def _number_of_logprobs(self, asked: int | None) -> int | None:
+        """-1 asks for the whole vocabulary."""
+        return self._vocab_size if asked == -1 else asked
 
     def _check_vocabulary(self, params: SamplingParams) -> None:
         lists = {

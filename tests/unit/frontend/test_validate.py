@@ -82,7 +82,7 @@ def test_schemas_are_read_before_the_engine_hears_of_them() -> None:
 
 def test_logprobs_without_a_limit() -> None:
     validator = RequestValidator(vocab_size=VOCAB, max_logprobs=-1)
-    assert validator.resolve(Prompt([1]), SamplingParams(logprobs=-1), CONTEXT).logprobs == -1
+    assert validator.resolve(Prompt([1]), SamplingParams(logprobs=-1), CONTEXT).logprobs == VOCAB
 
 
 def test_what_the_model_adds() -> None:
