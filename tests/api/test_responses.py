@@ -140,6 +140,22 @@ def test_the_conversation_goes_on(
     assert third.status == "completed"
 
 
+def test_a_conversation_goes_on_after_a_call_that_was_cut_off(
+    client: openai.OpenAI, engine: FakeClient, context: ServerContext
+) -> None:
+    engine.reply = CALL
+    first = client.responses.create(
+        model=MODEL, input="hi", tools=TOOLS, max_output_tokens=len(CALL) - 15
+    )
+    assert first.status == "incomplete"
+    assert first.output[-1].type == "function_call"
+    engine.reply = "Done."
+    second = client.responses.create(model=MODEL, input="go on", previous_response_id=first.id)
+    assert second.output_text == "Done."
+    assert isinstance(context.renderer, FakeRenderer)
+    assert "tool_calls" not in context.renderer.last_chat["messages"][1]
+
+
 def test_items_become_one_turn_of_the_assistant() -> None:
     renderer = FakeRenderer()
     context = make_context(renderer=renderer)

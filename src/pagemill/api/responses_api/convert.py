@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pagemill.api.blocks import joined_text, kind_of, string_of
@@ -52,23 +53,28 @@ def input_messages(given: str | list[dict[str, Any]]) -> Messages:
 
 
 def output_messages(output: list[Item]) -> Messages:
-    """The items of an answer as chat messages, for the conversation to go on."""
+    """The items of an answer as chat messages, for the conversation to go on.
+
+    Calls whose arguments were cut off are left out: no template can show them.
+    """
     messages: Messages = []
     for item in output:
-        match item.type:
-            case "function_call":
-                _assistant(messages).setdefault("tool_calls", []).append(
-                    {
-                        "id": item.call_id,
-                        "type": "function",
-                        "function": {"name": item.name, "arguments": item.arguments},
-                    }
-                )
-            case _:
-                parts = item.content if isinstance(item.content, list) else []
-                key = "reasoning_content" if item.type == "reasoning" else "content"
-                _assistant(messages)[key] = "".join(part.text for part in parts)
+        if item.type != "function_call":
+            parts = item.content if isinstance(item.content, list) else []
+            key = "reasoning_content" if item.type == "reasoning" else "content"
+            _assistant(messages)[key] = "".join(part.text for part in parts)
+        elif isinstance(item.arguments, str) and _is_object(item.arguments):
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            _assistant(messages).setdefault("tool_calls", []).append(call)
     return messages
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _add_item(messages: Messages, item: dict[str, Any], where: str) -> None:
