@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -96,8 +94,7 @@ def tune(shape: ModelShape) -> None:
         with patch("pagemill.attention.triton.choose_splits", lambda pairs, sms: plan):
             return graph_time([lambda: ops.argmax(decoder.fused(ops, hidden, batch))])
 
-    def attempt(name: str, value: Any, put: Callable[[Any], None], best: float) -> float:
-        put(value)
+    def attempt(name: str, value: object) -> float:
         try:
             time = seconds()
         except RuntimeError as error:  # too many registers, say
@@ -106,21 +103,18 @@ def tune(shape: ModelShape) -> None:
         print(f"{shape.name} {name:16s} {time * 1e6:8.1f} us {value}", flush=True)
         return time
 
-    def put_plan(value: SplitPlan) -> None:
-        nonlocal plan
-        plan = value
-
     best = seconds()
     print(f"{shape.name} start {best * 1e6:.1f} us, again {seconds() * 1e6:.1f} us")
-    times = [attempt("attention", p, put_plan, best) for p in SPLIT_PLANS]
+    times = []
+    for plan in SPLIT_PLANS:
+        times.append(attempt("attention", plan))  # noqa: PERF401 - `seconds` reads the variable
     best = min(times)
-    put_plan(SPLIT_PLANS[times.index(best)])
+    plan = SPLIT_PLANS[times.index(best)]
     for size, base in list(ops.configs.items()):
         kept = base
         for config in variants(base, size[1]):
-            time = attempt(
-                str(size), config, lambda c, size=size: ops.configs.update({size: c}), best
-            )
+            ops.configs[size] = config
+            time = attempt(str(size), config)
             if time < best:
                 best, kept = time, config
         ops.configs[size] = kept

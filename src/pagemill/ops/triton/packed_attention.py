@@ -36,13 +36,14 @@ class PackedConfig:
     num_stages: int
 
 
-def packed_config(head_dim: int, dtype: torch.dtype) -> PackedConfig:
+def packed_config(head_dim: int, dtype: torch.dtype, hopper: bool = True) -> PackedConfig:
     """The tile shapes that were fastest on Hopper; float32 is for checks, not for speed."""
     if dtype == torch.float32:
         return PackedConfig(32, 32, 4, 1)
     if head_dim > 128:
         return PackedConfig(128, 32, 8, 3)
-    return PackedConfig(128, 64, 8, 3)
+    # Older devices lack the shared memory for longer tiles.
+    return PackedConfig(128, 128 if hopper else 64, 8, 3)
 
 
 @triton.jit
@@ -155,7 +156,7 @@ def packed_attention(
         out = torch.empty(
             q.shape[0], spec.num_heads * spec.head_dim, dtype=q.dtype, device=q.device
         )
-    config = config or packed_config(spec.head_dim, q.dtype)
+    config = config or packed_config(spec.head_dim, q.dtype, supports_pdl(q))
     group = spec.num_heads // spec.num_kv_heads
     block_m = max(config.block_m, next_power_of_2(group))
     block_q = block_m // group

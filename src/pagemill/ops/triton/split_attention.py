@@ -150,26 +150,48 @@ def _add_up_chunks(
 
 @triton.jit
 def _hand_in_chunk(
-    acc, lse, q_mask, live, rows, cols, partial_ptr, lse_ptr, counter_ptr, out_ptr, seq, split,
-    active, query_start, query_len, kv_head,
+    acc, highest, total, q_mask, live, rows, tokens, cols, partial_ptr, lse_ptr, counter_ptr,
+    out_ptr, seq, split, active, query_start, query_len, kv_head,
     GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     NUM_SPLITS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Store a split's result; the last of the row's splits to arrive adds them up."""
-    pair = seq * NUM_KV_HEADS + kv_head
-    first_chunk = pair.to(tl.int64) * NUM_SPLITS
-    to = (first_chunk + split) * ROWS + rows
-    tl.store(partial_ptr + to[:, None] * HEAD_DIM + cols[None, :], acc, mask=q_mask)
-    tl.store(lse_ptr + to, lse, mask=live)
-    tl.debug_barrier()  # every thread's stores come before the release below
-    arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
-    if arrived == active - 1:
-        tl.store(counter_ptr + pair, 0)
-        _add_up_chunks(
-            partial_ptr, lse_ptr, out_ptr, first_chunk, active, query_start, query_len * GROUP,
-            kv_head, GROUP, ROWS, NUM_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS, BLOCK_R,
-        )  # fmt: skip
+    divisor = tl.where(total > 0, total, 1.0)
+    acc = acc / divisor[:, None]
+    if active == 1:
+        to = (tokens * NUM_HEADS + kv_head * GROUP + rows % GROUP) * HEAD_DIM
+        out_ptrs = out_ptr + to[:, None] + cols[None, :]
+        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=q_mask)
+    else:
+        lse = tl.where(total > 0, highest + tl.log2(divisor), LOWEST)
+        pair = seq * NUM_KV_HEADS + kv_head
+        first_chunk = pair.to(tl.int64) * NUM_SPLITS
+        to = (first_chunk + split) * ROWS + rows
+        tl.store(partial_ptr + to[:, None] * HEAD_DIM + cols[None, :], acc, mask=q_mask)
+        tl.store(lse_ptr + to, lse, mask=live)
+        tl.debug_barrier()  # every thread's stores come before the release below
+        arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
+        if arrived == active - 1:
+            tl.store(counter_ptr + pair, 0)
+            _add_up_chunks(
+                partial_ptr, lse_ptr, out_ptr, first_chunk, active, query_start,
+                query_len * GROUP, kv_head, GROUP, ROWS, NUM_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS,
+                BLOCK_R,
+            )  # fmt: skip
+
+
+@triton.jit
+def _load_keys(
+    row_table_ptr, k_ptr, v_ptr, keys, end, cols, block_stride, BLOCK_SIZE: tl.constexpr,
+    D: tl.constexpr,
+):  # fmt: skip
+    """Cached keys and values [N, D] of one head; zeros at or past `end`."""
+    at = page_offsets(row_table_ptr, keys, end, block_stride, BLOCK_SIZE, D)
+    at = at[:, None] + cols[None, :]
+    inside = (keys < end)[:, None] & (cols < D)[None, :]
+    k = tl.load(k_ptr + at, mask=inside, other=0.0)
+    return k, tl.load(v_ptr + at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -188,6 +210,29 @@ def _first_values(
     highest = to_log2(products, scale, soft_cap, SOFT_CAP)
     ones = tl.full((BLOCK_M,), 1.0, tl.float32)
     return highest, ones, ones[:, None] * new_v.to(tl.float32)
+
+
+@triton.jit
+def _rope_inputs(
+    q_ptr, q_rows, q_mask, q_norm_ptr, k_norm_ptr, cos_sin_ptr, slot_mapping_ptr, k_ptr, v_ptr,
+    query_start, start, kv_head, has_new_token, cols, q_stride, block_stride, scale, soft_cap, eps,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr, SOFT_CAP: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """The query, and the softmax begun with the new token, which is written to the cache."""
+    cos, sin = load_cos_sin(cos_sin_ptr, start, cols, D)
+    q = _normed_rope(q_rows, q_norm_ptr, q_mask, cols, cos, sin, eps, D, Q_NORM)
+    q = q.to(q_ptr.dtype.element_ty)
+    highest, total, acc = _no_values(BLOCK_M, BLOCK_D)
+    if has_new_token:
+        new_k, new_v = _write_new_token(
+            q_ptr + query_start.to(tl.int64) * q_stride, k_ptr, v_ptr,
+            tl.load(slot_mapping_ptr + query_start), k_norm_ptr, kv_head, cols, cos, sin, eps,
+            block_stride, NUM_HEADS, NUM_KV_HEADS, D, BLOCK_SIZE, K_NORM, FP8,
+        )  # fmt: skip
+        highest, total, acc = _first_values(q, new_k, new_v, scale, soft_cap, SOFT_CAP, BLOCK_M)
+    return q, highest, total, acc
 
 
 @triton.jit(do_not_specialize=["window", "min_chunk"])
@@ -253,64 +298,46 @@ def _split_attention_kernel(
     )
     if split >= active:
         return
-
-    rows = tl.arange(0, BLOCK_M)
-    cols = tl.arange(0, BLOCK_D)
+    rows, cols = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     positions = start + rows // GROUP
     live = rows < query_len * GROUP
     q_mask = live[:, None] & (cols < HEAD_DIM)[None, :]
     tokens = (query_start + rows // GROUP).to(tl.int64)
     q_rows = q_ptr + (tokens * q_stride + (kv_head * GROUP + rows % GROUP) * HEAD_DIM)[:, None]
-    highest, total, acc = _no_values(BLOCK_M, BLOCK_D)
-    head_k_ptr = k_cache_ptr + kv_head * head_stride
-    head_v_ptr = v_cache_ptr + kv_head * head_stride
-    row_table_ptr = table_ptr + seq.to(tl.int64) * table_stride
+    k_ptr, v_ptr = k_cache_ptr + kv_head * head_stride, v_cache_ptr + kv_head * head_stride
+    own_table_ptr = table_ptr + seq.to(tl.int64) * table_stride
     if EARLY:
         keys = begin + tl.arange(0, BLOCK_N)
-        at = page_offsets(row_table_ptr, keys, end, block_stride, BLOCK_SIZE, HEAD_DIM)
-        at = at[:, None] + cols[None, :]
-        inside = (keys < end)[:, None] & (cols < HEAD_DIM)[None, :]
-        first_k = tl.load(head_k_ptr + at, mask=inside, other=0.0)
-        first_v = tl.load(head_v_ptr + at, mask=inside, other=0.0)
+        first_k, first_v = _load_keys(
+            own_table_ptr, k_ptr, v_ptr, keys, end, cols, block_stride, BLOCK_SIZE, HEAD_DIM
+        )
         wait_for_inputs(PDL)
     if ROPE:
-        cos, sin = load_cos_sin(cos_sin_ptr, start, cols, HEAD_DIM)
-        q = _normed_rope(q_rows, q_norm_ptr, q_mask, cols, cos, sin, eps, HEAD_DIM, Q_NORM)
-        q = q.to(q_ptr.dtype.element_ty)
-        if split == active - 1:  # the new token's key and value: used here, and written
-            new_k, new_v = _write_new_token(
-                q_ptr + query_start.to(tl.int64) * q_stride, head_k_ptr, head_v_ptr,
-                tl.load(slot_mapping_ptr + query_start), k_norm_ptr, kv_head, cols, cos, sin, eps,
-                block_stride, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, K_NORM, FP8,
-            )  # fmt: skip
-            highest, total, acc = _first_values(q, new_k, new_v, scale, soft_cap, SOFT_CAP, BLOCK_M)
+        q, highest, total, acc = _rope_inputs(
+            q_ptr, q_rows, q_mask, q_norm_ptr, k_norm_ptr, cos_sin_ptr, slot_mapping_ptr, k_ptr,
+            v_ptr, query_start, start, kv_head, split == active - 1, cols, q_stride, block_stride,
+            scale, soft_cap, eps, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, BLOCK_M, BLOCK_D,
+            Q_NORM, K_NORM, SOFT_CAP, FP8,
+        )  # fmt: skip
     else:
         q = tl.load(q_rows + cols[None, :], mask=q_mask, other=0.0)
-
+        highest, total, acc = _no_values(BLOCK_M, BLOCK_D)
     if EARLY:
-        keep = visible(positions, keys, window, WINDOW) & (keys < end)[None, :]
+        seen = visible(positions, keys, window, WINDOW) & (keys < end)[None, :]
         highest, total, acc = fold_tile(
-            q, first_k.to(q.dtype), first_v.to(q.dtype), keep, highest, total, acc, scale,
-            soft_cap, True, SOFT_CAP, PRECISION,
+            q, first_k.to(q.dtype), first_v.to(q.dtype), seen, highest, total, acc, scale, soft_cap,
+            True, SOFT_CAP, PRECISION,
         )  # fmt: skip
         begin += BLOCK_N
     highest, total, acc = attend(
-        q, positions, begin, end, row_table_ptr, head_k_ptr, head_v_ptr, block_stride, scale,
+        q, positions, begin, end, own_table_ptr, k_ptr, v_ptr, block_stride, scale,
         soft_cap, window, highest, total, acc, True, WINDOW, SOFT_CAP, BLOCK_N, BLOCK_SIZE,
         HEAD_DIM, BLOCK_D, PRECISION,
     )  # fmt: skip
-    divisor = tl.where(total > 0, total, 1.0)
-    acc = acc / divisor[:, None]
-    if active == 1:
-        to = (tokens * NUM_HEADS + kv_head * GROUP + rows % GROUP) * HEAD_DIM
-        out_ptrs = out_ptr + to[:, None] + cols[None, :]
-        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=q_mask)
-        return
-    lse = tl.where(total > 0, highest + tl.log2(divisor), LOWEST)
     _hand_in_chunk(
-        acc, lse, q_mask, live, rows, cols, partial_ptr, lse_ptr, counter_ptr, out_ptr, seq, split,
-        active, query_start, query_len, kv_head, GROUP, ROWS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM,
-        BLOCK_D, NUM_SPLITS, BLOCK_R,
+        acc, highest, total, q_mask, live, rows, tokens, cols, partial_ptr, lse_ptr, counter_ptr,
+        out_ptr, seq, split, active, query_start, query_len, kv_head, GROUP, ROWS, NUM_HEADS,
+        NUM_KV_HEADS, HEAD_DIM, BLOCK_D, NUM_SPLITS, BLOCK_R,
     )  # fmt: skip
 
 
