@@ -15,5 +15,7 @@ def api_settings(args: ServeArgs, config: EngineConfig, keys: tuple[str, ...]) -
         admin_keys=(args.admin_key,) if args.admin_key else (),
         allowed_hosts=allowed_hosts_for(args.host),
         json_access_log=args.json_logs,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
         priority_scheduling=args.scheduling_policy == "priority",
     )

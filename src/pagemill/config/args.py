@@ -62,6 +62,12 @@ class ServeArgs:
     chat_template: str | None = flag(
         None, _MODEL, "Jinja file to use instead of the model's own template", metavar="FILE"
     )
+    tool_call_parser: str = flag(
+        "auto", _MODEL, "format of tool calls; auto: as the chat template says", metavar="NAME"
+    )
+    reasoning_parser: str = flag(
+        "auto", _MODEL, "format of reasoning; auto: as the chat template says", metavar="NAME"
+    )
     generation_config: str = flag(
         "auto",
         _MODEL,

@@ -61,7 +61,7 @@ class LocalExecutor:
     """Implements `Executor` with a runner in this process."""
 
     def __init__(self, runner: ModelRunner, device: Device, info: EngineInfo) -> None:
-        self._runner = runner
+        self._runner: ModelRunner | None = runner
         self._device = device
         self._info = info
 
@@ -70,9 +70,11 @@ class LocalExecutor:
         return self._info
 
     def forward(self, batch: Batch) -> None:
+        assert self._runner is not None, "the executor was shut down"
         self._runner.forward(batch)
 
     def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingStep:
+        assert self._runner is not None, "the executor was shut down"
         return self._runner.sample(batch, bitmask)
 
     def control(self, method: str, args: list[Any]) -> Any:
@@ -80,7 +82,9 @@ class LocalExecutor:
         raise PageMillError(f"this engine has no operation {method!r}")
 
     def shutdown(self) -> None:
+        """Finish what was submitted and let go of weights and cache."""
         self._device.close()
+        self._runner = None
 
 
 def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
