@@ -58,5 +58,5 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Installing what the tests need."
-	@$(PIP) "$(TORCH)" -e ".[dev]"
+	@$(PIP) "$(TORCH)" $(TRITON) -e ".[dev]"
 	@touch $@
