@@ -101,10 +101,12 @@ def first_id(value: Any) -> int | None:
     return next(iter(token_ids(value)), None)
 
 
-def merge_eos_ids(config: ModelConfig, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
-    """All token ids that end a generation: the model's own, then those of generation_config."""
-    both = config.eos_token_ids + token_ids(generation_config.get("eos_token_id"))
-    return tuple(dict.fromkeys(both))
+def merge_eos_ids(
+    config: ModelConfig, generation_config: Mapping[str, Any], tokenizer_id: int | None = None
+) -> tuple[int, ...]:
+    """All token ids that end a generation: the model's own, then those of its other files."""
+    ids = (*config.eos_token_ids, *token_ids(generation_config.get("eos_token_id")), tokenizer_id)
+    return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
 def _text_part(raw: Mapping[str, Any], origin: str) -> tuple[str, Fields]:

@@ -57,7 +57,8 @@ def _add_serve(commands: Any) -> None:
         if info.group not in groups:
             groups[info.group] = serve.add_argument_group(info.group)
         options = _options(info, item.default)
-        groups[info.group].add_argument(name, dest=item.name, help=_help(info, item), **options)
+        names = [name, info.alias] if info.alias else [name]
+        groups[info.group].add_argument(*names, dest=item.name, help=_help(info, item), **options)
 
 
 def _options(info: Flag, default: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Flag:
     group: str
     help: str
     name: str = ""  # "" : from the field's name
+    alias: str = ""  # what other servers call it
     choices: tuple[str, ...] = ()
     metavar: str = ""
     kind: type = str  # of one value: str, int, float or bool
@@ -132,7 +133,12 @@ class ServeArgs:
         metavar="TOKENS",
     )
     memory_utilization: float | None = flag(
-        None, _MEMORY, "share of the device's memory to use", kind=float, metavar="SHARE"
+        None,
+        _MEMORY,
+        "share of the device's memory to use",
+        kind=float,
+        metavar="SHARE",
+        alias="--gpu-memory-utilization",
     )
     kv_cache_bytes: int | None = flag(
         None, _MEMORY, "size of the KV cache instead of the share", kind=int, metavar="N"

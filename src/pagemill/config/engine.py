@@ -23,7 +23,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     memory_utilization: float = 0.9
     kv_cache_bytes: int = 0
-    kv_cache_dtype: str = "model"
     quantization: str = "none"
     load_format: str = "auto"  # "auto" | "dummy"
     attention_backend: str = "default"

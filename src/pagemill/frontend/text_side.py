@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pagemill.checkpoint.hf_config import merge_eos_ids
 from pagemill.config.model import ModelConfig
 from pagemill.frontend.renderer import ModelRenderer
 from pagemill.frontend.tokenizer import Tokenizer
-from pagemill.frontend.validate import RequestValidator, merge_eos_ids
+from pagemill.frontend.validate import RequestValidator
 
 if TYPE_CHECKING:
     from pagemill.checkpoint.base import ChatTemplates, Checkpoint
@@ -60,7 +61,7 @@ def load_text_side(
 
 def eos_ids(checkpoint: Checkpoint, model: ModelConfig, tokenizer_id: int | None) -> list[int]:
     """Every token that ends a generation, by any of the model's files."""
-    return merge_eos_ids(checkpoint.generation_config(), model.eos_token_ids, tokenizer_id)
+    return list(merge_eos_ids(model, checkpoint.generation_config(), tokenizer_id))
 
 
 def _source_text(templates: ChatTemplates) -> str:

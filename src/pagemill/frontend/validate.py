@@ -112,18 +112,6 @@ def check_prompt_ids(token_ids: Sequence[int], vocab_size: int, param: str = "pr
             _check_token_id(token_id, vocab_size, param)
 
 
-def merge_eos_ids(
-    generation_config: dict[str, Any],
-    config_ids: Sequence[int] = (),
-    tokenizer_id: int | None = None,
-) -> list[int]:
-    """Every id that ends a generation, from the model's files; the first is the main one."""
-    listed = generation_config.get("eos_token_id")
-    ids = listed if isinstance(listed, list) else [listed]
-    merged = dict.fromkeys((*ids, *config_ids, tokenizer_id))
-    return [i for i in merged if isinstance(i, int)]
-
-
 def _check_token_id(token_id: Any, vocab_size: int, param: str) -> None:
     if type(token_id) is not int or not 0 <= token_id < vocab_size:
         raise InvalidParams(

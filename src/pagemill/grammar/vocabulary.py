@@ -28,9 +28,7 @@ def read_vocabulary(model: str | Path) -> Vocabulary:
     checkpoint = open_checkpoint(model)
     config = checkpoint.model_config()
     info = load_tokenizer_info(checkpoint)
-    eos = merge_eos_ids(config, checkpoint.generation_config())
-    if info.eos_token_id is not None:
-        eos = tuple(dict.fromkeys((*eos, info.eos_token_id)))
+    eos = merge_eos_ids(config, checkpoint.generation_config(), info.eos_token_id)
     added = info.tokenizer.get_added_tokens_decoder().values()
     special = frozenset(token.content for token in added if token.special)
     return Vocabulary(info.tokenizer.to_str(), config.vocab_size, eos, special)

@@ -196,6 +196,8 @@ def test_partial_rotation() -> None:
 
 def test_end_tokens_of_both_files_count() -> None:
     assert merge_eos_ids(config(), {"eos_token_id": [3, 5]}) == (2, 3, 5)
+    assert merge_eos_ids(config(), {"eos_token_id": [3, 5]}, 5) == (2, 3, 5)
+    assert merge_eos_ids(config(), {}, 0) == (2, 3, 0)
     assert merge_eos_ids(config(eos_token_id=None), {}) == ()
     assert token_ids(7) == (7,)
     assert "LlamaForCausalLM" in supported_architectures()

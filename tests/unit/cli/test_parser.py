@@ -71,3 +71,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         assert done.returncode == 0, done.stderr
         assert b"scheduling:" in done.stdout
     assert min(times) < 0.5
+
+
+def test_other_servers_name_of_a_flag() -> None:
+    assert parsed("--gpu-memory-utilization", "0.5").memory_utilization == 0.5

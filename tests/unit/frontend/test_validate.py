@@ -4,7 +4,7 @@ import pytest
 
 from pagemill.errors import ContextTooLong, GrammarError, InvalidParams, RequestError
 from pagemill.frontend.outputs import Prompt
-from pagemill.frontend.validate import RequestValidator, check_prompt_ids, merge_eos_ids
+from pagemill.frontend.validate import RequestValidator, check_prompt_ids
 from pagemill.params import SamplingParams, StructuredOutputs
 from unit.frontend.vocabularies import byte_level, sentencepiece
 
@@ -111,9 +111,3 @@ def test_text_needs_a_tokenizer(params: dict[str, object]) -> None:
     validator = RequestValidator(vocab_size=VOCAB, max_logprobs=5)
     with pytest.raises(RequestError, match="tokenizer"):
         validator.resolve(Prompt([1]), SamplingParams(**params), CONTEXT)
-
-
-def test_eos_ids_are_merged() -> None:
-    assert merge_eos_ids({"eos_token_id": [7, 8]}, (8, 9), 2) == [7, 8, 9, 2]
-    assert merge_eos_ids({"eos_token_id": 7}) == [7]
-    assert merge_eos_ids({}, (), None) == []
