@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_FLAGS = 40
+MAX_FLAGS = 60
 
 
 @dataclass(frozen=True, slots=True)
