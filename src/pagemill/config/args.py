@@ -108,7 +108,10 @@ class ServeArgs:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     quantization: str = flag(
-        "none", _COMPUTE, "hold weights in fewer bits; int8 on CPUs", choices=("none", "int8")
+        "none",
+        _COMPUTE,
+        "bits of weights; on CPUs int8 and int4",
+        choices=("none", "int8", "int4"),
     )
     speculative: str = flag(
         "none", _COMPUTE, "guess tokens ahead, from the text so far", choices=("none", "ngram")

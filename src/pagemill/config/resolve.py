@@ -103,8 +103,8 @@ def _dtype(asked: str, checkpoint: str, device: DeviceFacts) -> str:
 
 
 def _quantization(asked: str, device: DeviceFacts) -> str:
-    if asked == "int8" and device.type != "cpu":
-        raise ConfigError("--quantization int8 has kernels for CPUs only")
+    if asked != "none" and device.type != "cpu":
+        raise ConfigError(f"--quantization {asked} has kernels for CPUs only")
     return asked
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.checkpoint.groups import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Model(Protocol):
         """[rows, hidden] -> float32 logits [rows, vocab]."""
         ...
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
         """Consume (Hugging Face name, tensor) pairs in any order.
 
         Raises ModelLoadError naming what is missing, unknown or of the wrong shape.

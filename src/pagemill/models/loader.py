@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
+from pagemill.checkpoint.groups import Weight
 from pagemill.config.model import ModelConfig
 from pagemill.errors import ModelLoadError
 from pagemill.layers.base import BuildContext
@@ -18,7 +18,7 @@ from pagemill.models.weights import fill_dummy
 def load_model(
     config: ModelConfig,
     ctx: BuildContext,
-    weights: Iterable[tuple[str, Tensor]] | None,
+    weights: Iterable[tuple[str, Weight]] | None,
     *,
     seed: int = 0,
 ) -> Model:
@@ -47,7 +47,7 @@ def load_model(
 def _load(
     config: ModelConfig,
     ctx: BuildContext,
-    weights: Iterable[tuple[str, Tensor]] | None,
+    weights: Iterable[tuple[str, Weight]] | None,
     seed: int,
 ) -> Model:
     model = build_model(config, ctx)
