@@ -30,17 +30,19 @@ from pagemill.quant.select import select_quant
 BLOCK = 16
 
 
-def load(name: str, quantization: str, max_position: int) -> tuple[Model, list[LayerCache]]:
+def load(
+    name: str, quantization: str, max_position: int, dtype: torch.dtype = torch.float32
+) -> tuple[Model, list[LayerCache]]:
     checkpoint = open_checkpoint(resolve_model(name).path)
     config = replace(checkpoint.model_config(), max_position=max_position)
     ops = select_ops("cpu")
     quant = select_quant(quantization, "cpu", ops)
-    context = BuildContext(torch.device("cpu"), torch.float32, ops, quant)
+    context = BuildContext(torch.device("cpu"), dtype, ops, quant)
     began = time.perf_counter()
     weights = iterate_weights(checkpoint, keep_groups=quant.keeps_groups)
     model = load_model(config, context, weights)
     print(f"loaded in {time.perf_counter() - began:.2f} s")
-    cache_type = torch.float32 if quantization == "none" else torch.float16
+    cache_type = dtype if quantization == "none" else torch.float16
     num_blocks = 1024
     shapes = [(num_blocks, s.num_kv_heads, BLOCK, s.head_dim) for s in model.kv_cache_specs()]
     caches = [LayerCache(*(torch.zeros(shape, dtype=cache_type) for _ in "kv")) for shape in shapes]
