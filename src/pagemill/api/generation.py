@@ -105,10 +105,12 @@ class Generation:
         scope, write, observe = self.scope, direct.write, observation.update
 
         def tap(update: ChoiceUpdate) -> bool:
+            num_tokens = len(update.token_ids)
+            scope.completion_tokens += num_tokens  # first, for what is written may tell it
             if not write(update):
+                scope.completion_tokens -= num_tokens
                 return False
             observe(update)
-            scope.completion_tokens += len(update.token_ids)
             return True
 
         return tap

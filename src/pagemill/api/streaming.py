@@ -65,9 +65,8 @@ async def answer(
     if not intake.body.stream:
         return await respond_whole(request, generation, call, headers)
     options = intake.body.stream_options or StreamOptions()
-    if generation.is_single and not options.continuous_usage_stats:
-        usage = _chunk_usage(options, generation)
-        generation.direct = DirectPath(lambda: call.direct_events(usage))
+    if generation.is_single:
+        generation.direct = DirectPath(lambda: _direct_events(generation, call, options))
     events = _events(generation, call, options)
     return stream_response(intake.context, events, headers, direct=generation.direct)
 
@@ -129,6 +128,12 @@ async def _events(
             yield b"".join([call.events_of(update, usage) for update in updates])
     if options.include_usage:
         yield event(call.usage_chunk(generation.usage()))
+
+
+def _direct_events(generation: Generation, call: Call, options: StreamOptions) -> Encode:
+    if options.include_usage and options.continuous_usage_stats:
+        return lambda update: call.events_of(update, generation.usage())
+    return call.direct_events(_chunk_usage(options, generation))
 
 
 def _chunk_usage(options: StreamOptions, generation: Generation) -> ChunkUsage:
