@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 
 from pagemill.api.admission import Admission
+from pagemill.api.peers import NoPeers, Peers
 from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
 from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
@@ -131,6 +132,7 @@ class ServerContext:
     settings: ApiSettings = field(default_factory=ApiSettings)
     clock: Clock = field(default_factory=Clock)
     admission: Admission = field(default_factory=Admission)
+    peers: Peers = field(default_factory=NoPeers)
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     started_at: int = field(default_factory=lambda: int(time.time()))

@@ -50,8 +50,13 @@ class HttpServer(uvicorn.Server):
         yield
 
     @classmethod
-    def build(cls, app: ASGIApp, args: ServeArgs, keep_alive: float) -> HttpServer:
-        """A server for `app`; connections without a request are closed after `keep_alive` s."""
+    def build(
+        cls, app: ASGIApp, args: ServeArgs, keep_alive: float, uds: str | None = None
+    ) -> HttpServer:
+        """A server for `app`; connections without a request are closed after `keep_alive` s.
+
+        With `uds` it is for `serve` on a local socket of that path, without TLS.
+        """
         config = uvicorn.Config(
             app,
             http=StreamingProtocol,
@@ -64,10 +69,15 @@ class HttpServer(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=int(keep_alive),
             timeout_graceful_shutdown=CLOSING_SECONDS,
-            ssl_certfile=args.ssl_certfile,
-            ssl_keyfile=args.ssl_keyfile,
+            uds=uds,
+            ssl_certfile=None if uds else args.ssl_certfile,
+            ssl_keyfile=None if uds else args.ssl_keyfile,
         )
         return cls(config)
+
+    def stop(self) -> None:
+        """End soon: no more connections, and the open ones get their last seconds."""
+        self.should_exit = True
 
     async def run_on(self, listener: socket.socket) -> None:
         """Answer on a listening socket until `should_exit`."""
