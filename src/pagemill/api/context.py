@@ -58,7 +58,7 @@ class ApiSettings:
     admin_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     allowed_origins: tuple[str, ...] = ()
-    keep_alive_seconds: float = 15.0
+    sse_keep_alive: float = 15.0  # seconds of silence before a comment; 0: never
     json_access_log: bool = False
     priority_scheduling: bool = False
     tool_call_parser: str = "auto"  # a name of `FORMATS_BY_NAME`, or "none"

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from pagemill.api.direct import EXTENSION
 from pagemill.config.args import ServeArgs
 
+IDLE_SECONDS = 75  # of a connection without a request; longer than clients keep theirs
 CLOSING_SECONDS = 2  # for responses that the drain has not waited for
 
 
@@ -50,13 +51,8 @@ class HttpServer(uvicorn.Server):
         yield
 
     @classmethod
-    def build(
-        cls, app: ASGIApp, args: ServeArgs, keep_alive: float, uds: str | None = None
-    ) -> HttpServer:
-        """A server for `app`; connections without a request are closed after `keep_alive` s.
-
-        With `uds` it is for `serve` on a local socket of that path, without TLS.
-        """
+    def build(cls, app: ASGIApp, args: ServeArgs, uds: str | None = None) -> HttpServer:
+        """A server for `app`; with `uds` for `serve` on a local socket there, without TLS."""
         config = uvicorn.Config(
             app,
             http=StreamingProtocol,
@@ -67,7 +63,7 @@ class HttpServer(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=int(keep_alive),
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=CLOSING_SECONDS,
             uds=uds,
             ssl_certfile=None if uds else args.ssl_certfile,

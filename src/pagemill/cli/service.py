@@ -89,11 +89,11 @@ class Service:
 
     def _servers(self, context: ServerContext) -> list[HttpServer]:
         """For clients and, where there are further frontends, for what these forward."""
-        app, keep_alive = build_app(context), context.settings.keep_alive_seconds
-        servers = [HttpServer.build(app, self._args, keep_alive)]
+        app = build_app(context)
+        servers = [HttpServer.build(app, self._args)]
         if self._pool is not None:
             path = WorkerFiles(self._engine.folder).owner
-            servers.append(HttpServer.build(OwnerDoor(app), self._args, keep_alive, uds=path))
+            servers.append(HttpServer.build(OwnerDoor(app), self._args, uds=path))
         return servers
 
     def _board(self, num_frontends: int) -> SharedBoard:

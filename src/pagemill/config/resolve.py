@@ -18,6 +18,7 @@ CPU_KV_CACHE_BYTES = 4 * GIB
 CUDA_MEMORY_UTILIZATION = 0.9
 MAX_SPECULATIVE_TOKENS = 16
 MAX_FRONTENDS = 64
+MAX_KEEP_ALIVE = 3600
 MAX_AUTO_FRONTENDS = 8
 PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
 DTYPES = ("bfloat16", "float16", "float32")
@@ -105,6 +106,11 @@ def _check(args: ServeArgs) -> None:
         raise ConfigError(
             f"--num-speculative-tokens must be from 1 to {MAX_SPECULATIVE_TOKENS}, "
             f"got {args.num_speculative_tokens}"
+        )
+    if not 0 <= args.sse_keep_alive <= MAX_KEEP_ALIVE:
+        raise ConfigError(
+            f"--sse-keep-alive must be from 0 to {MAX_KEEP_ALIVE} seconds, "
+            f"got {args.sse_keep_alive:g}"
         )
     share = args.memory_utilization
     if share is not None and not 0 < share <= 1:

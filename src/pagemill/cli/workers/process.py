@@ -75,7 +75,7 @@ class Worker:
         """Serve until SIGTERM. Raises PageMillError when the model's files cannot be read."""
         launch, context = self._launch, self._context
         app = Forwarder(build_app(context), launch.files.owner)
-        http = HttpServer.build(app, launch.args, context.settings.keep_alive_seconds)
+        http = HttpServer.build(app, launch.args)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, http.stop)
         await self._client.start()
         path = launch.files.control(launch.client_id)
