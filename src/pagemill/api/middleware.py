@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Access = Literal["public", "key", "admin"]
 
 _REJECTIONS = {429: "rate_limit", 503: "overloaded"}
+_ID_LENGTH = 8
 REQUEST_ID_HEADER = b"x-request-id"
 OWNER_KEY = "pagemill.owner"  # in the scope of calls from inside: whose they are
 
@@ -157,6 +158,11 @@ class KeyRing:
 
         return cls(digests(keys), digests(admin_keys))
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All that `check` may return."""
+        return ("-", *(digest.hex()[:_ID_LENGTH] for digest in (*self.keys, *self.admin_keys)))
+
     def check(self, authorization: str, access: Access) -> str:
         """The caller's id for counts and logs. Raises Unauthorized, Forbidden.
 
@@ -176,7 +182,7 @@ class KeyRing:
             raise Unauthorized("The API key is missing or wrong")
         if access == "admin" and not is_admin:
             raise Forbidden("This endpoint needs the admin key")
-        return digest.hex()[:8]
+        return digest.hex()[:_ID_LENGTH]
 
 
 def _contains(digests: tuple[bytes, ...], digest: bytes) -> bool:

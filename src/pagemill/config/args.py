@@ -85,6 +85,16 @@ class ServeArgs:
     drain_timeout: float = flag(
         30.0, _SERVER, "seconds that open requests get at Ctrl-C", kind=float, metavar="SECONDS"
     )
+    sse_keep_alive: float = flag(
+        15.0,
+        _SERVER,
+        "seconds of silence in a stream before a comment is sent; 0: none",
+        kind=float,
+        metavar="SECONDS",
+    )
+    frontend_workers: str = flag(
+        "auto", _SERVER, "processes that answer HTTP; auto: more beside a GPU", metavar="N"
+    )
     log_level: str = flag(
         "info", _SERVER, "how much to log", choices=("debug", "info", "warning", "error")
     )

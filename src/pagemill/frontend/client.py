@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.channel import ClientChannel, EngineAddress
 from pagemill.engine.messages import (
+    AbortClient,
     AbortRequests,
     Control,
     ControlResult,
@@ -23,6 +24,7 @@ from pagemill.engine.messages import (
     StepOutputs,
 )
 from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
+from pagemill.frontend.board import Board, LoneBoard
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
@@ -72,6 +74,7 @@ class ZmqEngineClient:
         *,
         client_id: int = 0,
         monitor: EngineMonitor | None = None,
+        board: Board | None = None,
     ) -> None:
         self._engine = engine
         self._validator: RequestValidator | None = None
@@ -80,6 +83,7 @@ class ZmqEngineClient:
         self._monitor = monitor or EngineMonitor()
         self._hasher = PromptHasher(config)
         self._limit = QueueLimit(config.max_num_queued_reqs)
+        self._board = board or LoneBoard()
         self._choices: dict[str, _OpenChoice] = {}  # by engine request id
         self._requests: dict[str, list[str]] = {}  # request id -> engine request ids
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -175,6 +179,10 @@ class ZmqEngineClient:
             self._send(AbortRequests(open_ids))
         return len(found)
 
+    def abort_client(self, client_id: int) -> None:
+        """Abort everything of another frontend, which is gone."""
+        self._send(AbortClient(client_id))
+
     async def control(self, method: str, *args: Any) -> Any:
         """See `EngineClient.control`."""
         _ = self.info  # raises EngineDeadError
@@ -196,19 +204,22 @@ class ZmqEngineClient:
         self, request_id: str, params: SamplingParams, engine_ids: list[str], mailbox: Mailbox
     ) -> None:
         """Register the choices. Raises before anything is registered."""
-        self._limit.check(params.n, len(self._choices), self.info.max_num_seqs)
+        num_open = len(self._choices) + self._board.choices_elsewhere()
+        self._limit.check(params.n, num_open, self.info.max_num_seqs)
         if request_id in self._requests:
             raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
         self._requests[request_id] = engine_ids
         for index, engine_id in enumerate(engine_ids):
             processor = OutputProcessor(index, params, self._tokenizer)
             self._choices[engine_id] = _OpenChoice(processor, mailbox)
+        self._board.set_choices(len(self._choices))
 
     def _close_request(self, request_id: str) -> None:
         """Forget the request, and abort whatever of it still runs."""
         engine_ids = self._requests.pop(request_id)
         running = [i for i in engine_ids if self._choices.pop(i, None) is not None]
         if running:
+            self._board.set_choices(len(self._choices))
             self._send(AbortRequests(running))
 
     def _send(self, message: Any) -> None:
@@ -244,6 +255,7 @@ class ZmqEngineClient:
             if choice.processor.finished:
                 del self._choices[delta.request_id]
                 self._limit.finished()
+                self._board.set_choices(len(self._choices))
                 if choice.processor.stopped_early:
                     stopped.append(delta.request_id)
         if stopped:
@@ -273,6 +285,7 @@ class ZmqEngineClient:
             self._monitor.fail(detail)
         self._settled.set()
         choices, self._choices = self._choices, {}
+        self._board.set_choices(0)
         for choice in choices.values():
             update = choice.processor.fail(detail)
             if update is not None:
