@@ -30,6 +30,8 @@ class Limits:
     """Bounds on what one request, and one key, may ask for. Times are in seconds."""
 
     max_body_bytes: int = 32 * 2**20
+    max_header_bytes: int = 32 * 1024
+    max_headers: int = 128
     body_timeout: float = 60.0
     max_prompts: int = 1024
     max_choices: int = 1024  # prompts x n
@@ -41,6 +43,7 @@ class Limits:
     max_template_kwargs_bytes: int = 16 * 1024
     max_requests_per_key: int = 4096  # open at the same time
     requests_per_minute: int = 0  # by key; 0: as many as come
+    tokens_per_minute: int = 0  # by key, prompts and outputs; 0: as many as come
     write_timeout: float = 120.0  # a client that reads nothing for so long is dropped
 
 
@@ -48,8 +51,8 @@ class Limits:
 class ApiSettings:
     """How the HTTP side behaves. `allowed_hosts` () answers for any Host header.
 
-    `keys` and `admin_keys` are the keys in plain text; without keys every request is let in, and
-    without admin keys the control endpoints are closed.
+    `keys` and `admin_keys` are plain, or digests as `KeyRing` reads them. Without keys every
+    request is let in, and without admin keys the control endpoints are closed.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -99,6 +102,15 @@ class RequestScope:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    spend: Callable[[int], None] | None = None  # takes tokens from what the key may use
+    _num_spent: int = 0
+
+    def settle(self) -> None:
+        """Count the tokens that came since the last call against the key's limit."""
+        if self.spend is not None:
+            num_tokens = self.prompt_tokens + self.completion_tokens
+            self.spend(num_tokens - self._num_spent)
+            self._num_spent = num_tokens
 
     def adopt_id(self, request_id: str | None) -> None:
         """Take the id in the body instead, if there is one. Raises InvalidParams."""

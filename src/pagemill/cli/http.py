@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from pagemill.cli.header_guard import GuardedProtocol
 from pagemill.config.args import ServeArgs
 
 CLOSING_SECONDS = 2  # for responses that the drain has not waited for
@@ -27,7 +28,7 @@ class HttpServer(uvicorn.Server):
         """A server for `app`; connections without a request are closed after `keep_alive` s."""
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=GuardedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

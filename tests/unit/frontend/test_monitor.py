@@ -58,3 +58,17 @@ def test_retry_after_follows_the_pace() -> None:
     with pytest.raises(OverloadedError) as caught:
         limit.check(num_new=3, num_open=5, max_running=2)
     assert caught.value.retry_after == 10
+
+
+def test_waiting_prompts_are_bounded_by_tokens_too() -> None:
+    limit = QueueLimit(4, FakeClock(), max_tokens=100)
+    limit.queue(500)  # alone, a long one is taken
+    with pytest.raises(OverloadedError, match="500 tokens"):
+        limit.queue(1)
+    limit.started(500)
+    limit.queue(60)
+    limit.queue(40)
+    with pytest.raises(OverloadedError):
+        limit.queue(1)
+    limit.started(60)
+    limit.queue(60)
