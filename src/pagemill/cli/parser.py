@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pagemill.cli.bench_parser import add_bench
 from pagemill.config.args import SERVING_GROUPS, Flag, ServeArgs, flags
 from pagemill.version import __version__
 
@@ -33,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_run_batch(commands)
     _add_chat(commands)
+    add_bench(commands, _Help)
+    _add_doctor(commands)
     return parser
 
 
@@ -149,6 +152,21 @@ def _add_chat(commands: Any) -> None:
     chat.add_argument("--temperature", type=float, help="default: the server's")
     chat.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     chat.add_argument("-q", "--quick", metavar="TEXT", help="send one message, print, and exit")
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="show what this machine has, what fits on it, and what would be slow",
+        description="Look at this machine. Ends with 1 when something keeps PageMill from working.",
+        formatter_class=_Help,
+    )
+    doctor.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a model to fit instead of the usual sizes"
+    )
+    doctor.add_argument("--host", default="127.0.0.1", help="address to try (127.0.0.1)")
+    doctor.add_argument("--port", type=int, help="port that must be free; else 8000 is looked at")
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
