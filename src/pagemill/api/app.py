@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from pagemill.api import admin, chat, completions, health, models, openapi, tokenize
+from pagemill.api import admin, chat, completions, health, models, openapi, sleeping, tokenize
 from pagemill.api import responses as r
 from pagemill.api import schema as s
 from pagemill.api.anthropic import endpoints as messages
@@ -53,6 +53,9 @@ ENDPOINTS = (
     get("/docs", openapi.page),
     post("/abort", admin.abort, s.AbortRequest, r.AbortResponse, access="admin"),
     post("/reset_prefix_cache", admin.reset_prefix_cache, None, r.ResetResponse, access="admin"),
+    post("/sleep", sleeping.sleep, None, r.SleepResponse, access="admin"),
+    post("/wake_up", sleeping.wake_up, None, r.SleepResponse, access="admin"),
+    get("/is_sleeping", sleeping.is_sleeping, r.SleepResponse, access="admin"),
     get("/load", admin.load, r.LoadResponse, access="admin"),
     get("/server_info", admin.server_info, r.ServerInfo, access="admin"),
 )

@@ -21,6 +21,7 @@ from pagemill.version import __version__
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 LOADING_RETRY_SECONDS = 5
+SLEEPING_RETRY_SECONDS = 10
 
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -145,6 +146,7 @@ class ServerContext:
     admission: Admission = field(default_factory=Admission)
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
+    sleep_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     started_at: int = field(default_factory=lambda: int(time.time()))
     _chat_format: tuple[Renderer, ChatFormat] | None = None
 
@@ -153,7 +155,20 @@ class ServerContext:
         return self.settings.limits
 
     def require_ready(self) -> Renderer:
-        """The renderer, once the model is there. Raises OverloadedError, EngineDeadError."""
+        """The renderer, when requests can run. Raises OverloadedError, EngineDeadError."""
+        renderer = self.require_loaded()
+        self.check_awake()
+        return renderer
+
+    def check_awake(self) -> None:
+        """Raises OverloadedError while the model sleeps."""
+        if self.client.stats.sleep_level:
+            raise OverloadedError(
+                "The model sleeps until it is woken by POST /wake_up", SLEEPING_RETRY_SECONDS
+            )
+
+    def require_loaded(self) -> Renderer:
+        """The renderer, once the model was loaded. Raises OverloadedError, EngineDeadError."""
         status = self.client.status
         if status.state == "failed":
             raise EngineDeadError(status.detail or "the engine has stopped")

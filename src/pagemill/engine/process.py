@@ -92,6 +92,7 @@ class EngineLoop:
             self._engine.abort(message.request_ids)
         else:
             self._channel.send(message.client_id, self._call(message))
+            self._next_heartbeat = 0.0  # it may have changed what every frontend should know
 
     def _call(self, message: Control) -> ControlResult:
         try:

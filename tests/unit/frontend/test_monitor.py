@@ -45,6 +45,17 @@ def test_failure_is_final_and_keeps_its_first_cause() -> None:
         _ = monitor.info
 
 
+def test_silence_of_a_sleeping_engine_is_no_fault() -> None:
+    clock = FakeClock()
+    monitor = EngineMonitor(clock, stuck_seconds=5)
+    monitor.observe(EngineStatus("ready", stats=EngineStats(sleep_level=2)))
+    clock.now += 60  # it loads the weights again
+    assert monitor.status.state == "ready"
+    monitor.alive(EngineStats())
+    clock.now += 6
+    assert monitor.status.state == "failed"
+
+
 def test_retry_after_follows_the_pace() -> None:
     clock = FakeClock()
     limit = QueueLimit(4, clock)
