@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 from pagemill.api.admission import Admission
 from pagemill.api.context import ServerContext
@@ -26,6 +27,7 @@ def make_context(
     *,
     board: Board | None = None,
     peers: Peers | None = None,
+    rate_file: Path | None = None,
 ) -> ServerContext:
     """The context of one process, before the model is there."""
     names = plan.config.served_model_names
@@ -38,6 +40,7 @@ def make_context(
         settings=api_settings(args, plan.config, keys),
         admission=Admission(board=board),
         peers=peers or NoPeers(),
+        rate_file=rate_file,
     )
 
 

@@ -107,6 +107,18 @@ class ServeArgs:
     admin_key: str | None = flag(
         None, _ACCESS, "key for the administrative endpoints, which are off without", metavar="KEY"
     )
+    allowed_host: tuple[str, ...] = flag(
+        (), _ACCESS, "Host header to answer, several allowed; default: by --host", metavar="NAME"
+    )
+    max_requests_per_key: int = flag(
+        4096, _ACCESS, "most requests of one key at once; more get 429", kind=int, metavar="N"
+    )
+    rate_limit_requests: int = flag(
+        0, _ACCESS, "requests a minute for each key; 0: any number", kind=int, metavar="N"
+    )
+    rate_limit_tokens: int = flag(
+        0, _ACCESS, "tokens a minute for each key; 0: any number", kind=int, metavar="N"
+    )
     no_auth: bool = flag(
         False, _ACCESS, "listen beyond this machine without a key", kind=bool, name="--no-auth"
     )
@@ -164,6 +176,9 @@ class ServeArgs:
     )
     max_num_queued_reqs: int = flag(
         1024, _SCHEDULE, "most requests waiting; more get 503", kind=int, metavar="N"
+    )
+    max_num_queued_tokens: int | None = flag(
+        None, _SCHEDULE, "most prompt tokens waiting; more get 503", kind=int, metavar="N"
     )
     scheduling_policy: str = flag(
         "fcfs", _SCHEDULE, "order of waiting requests", choices=("fcfs", "priority")

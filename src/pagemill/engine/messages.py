@@ -97,6 +97,7 @@ class EngineStats(msgspec.Struct, array_like=True):
     step_tokens: int = 0  # tokens computed by the last step
     num_draft_tokens: int = 0  # counter
     num_accepted_tokens: int = 0  # counter
+    sleep_level: int = 0  # 0: awake
 
 
 class StepOutputs(msgspec.Struct, array_like=True, tag="outputs"):
