@@ -34,6 +34,12 @@ class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
     request_ids: list[str]
 
 
+class AbortClient(msgspec.Struct, array_like=True, tag="abort_client"):
+    """Stop all requests of a frontend that is gone. Nobody reads their last deltas."""
+
+    client_id: int
+
+
 class Control(msgspec.Struct, array_like=True, tag="control"):
     """Call a method of the engine's control table; answered by one `ControlResult`."""
 
@@ -91,6 +97,7 @@ class EngineStats(msgspec.Struct, array_like=True):
     step_tokens: int = 0  # tokens computed by the last step
     num_draft_tokens: int = 0  # counter
     num_accepted_tokens: int = 0  # counter
+    sleep_level: int = 0  # 0: awake
 
 
 class StepOutputs(msgspec.Struct, array_like=True, tag="outputs"):
@@ -138,5 +145,5 @@ class EngineStatus(msgspec.Struct, array_like=True, tag="status"):
     stats: EngineStats | None = None
 
 
-ToEngine = AddRequest | AbortRequests | Control
+ToEngine = AddRequest | AbortRequests | AbortClient | Control
 FromEngine = StepOutputs | ControlResult | EngineStatus

@@ -16,7 +16,7 @@ class StepCounters:
     step_tokens: int = 0  # of the last step
 
 
-def read_stats(scheduler: Scheduler, steps: StepCounters) -> EngineStats:
+def read_stats(scheduler: Scheduler, steps: StepCounters, sleep_level: int) -> EngineStats:
     """A snapshot; constant time."""
     counters, retirement = scheduler.counters, scheduler.retirement
     return EngineStats(
@@ -30,4 +30,5 @@ def read_stats(scheduler: Scheduler, steps: StepCounters) -> EngineStats:
         step_tokens=steps.step_tokens,
         num_draft_tokens=retirement.num_draft_tokens,
         num_accepted_tokens=retirement.num_accepted_tokens,
+        sleep_level=sleep_level,
     )
