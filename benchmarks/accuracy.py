@@ -1,6 +1,6 @@
 """What quantisation costs: perplexity and greedy agreement with float32 on a fixed text.
 
-    python benchmarks/accuracy.py MODEL --against none --quantizations int8,int4 --tokens 2000
+python benchmarks/accuracy.py MODEL --against none --quantizations int8,int4 --tokens 2000
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import argparse
 import pydoc_data.topics
 
 import torch
-from kernels.cpu_steps import load, make_batch
 
+from kernels.cpu_steps import load, make_batch
 from pagemill.checkpoint.open import open_checkpoint
 from pagemill.checkpoint.source import resolve_model
 from pagemill.checkpoint.tokenizer_spec import load_tokenizer
