@@ -9,11 +9,12 @@ import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import psutil
 import pytest
 
 from api.fakes import FakeClient, make_context, metric, sse_events
 from api.live import serve, wait_until
-from pagemill.api.context import Clock, ServerContext
+from pagemill.api.context import ApiSettings, Clock, Limits, ServerContext
 from pagemill.api.direct import DirectPath
 from pagemill.cli.http import StreamingProtocol
 from pagemill.frontend.mailbox import Mailbox, Tap
@@ -157,6 +158,31 @@ def test_a_reader_that_stops_and_goes_on_misses_nothing() -> None:
     assert max(map(len, pieces)) > 1000 < client.num_tapped
 
 
+def test_a_client_that_reads_nothing_is_cut_off() -> None:
+    """Its connection goes, although it neither reads what is there nor leaves."""
+    client = PacedClient(reply="x" * 60000)
+    limits = Limits(write_timeout=0.2)
+    context = make_context(client, ApiSettings(limits=limits, sse_keep_alive=0.1))
+    with serve(context, http=StreamingProtocol) as url, socket.socket() as connection:
+        host, port = url.removeprefix("http://").split(":")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        content = json.dumps({"prompt": "x", "max_tokens": 60000, "stream": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
+        connection.sendall(head + content)
+        assert wait_until(lambda: bool(client.open_ids), 5.0)
+        assert wait_until(lambda: not client.open_ids, 20.0)
+        mine = connection.getsockname()[1]
+        assert wait_until(lambda: not server_side(mine), 2.0)
+
+
+def server_side(client_port: int) -> list[Any]:
+    """The server's end of a connection, in this very process."""
+    own = psutil.Process().net_connections("tcp")
+    return [c for c in own if c.raddr and c.raddr.port == client_port]
+
+
 class Writer:
     """A `BodyWriter` that takes what it may."""
 
@@ -167,6 +193,9 @@ class Writer:
     def write(self, data: bytes) -> bool:
         self.data += data if self.is_open else b""
         return self.is_open
+
+    def abort(self) -> None:
+        self.is_open = False
 
 
 def test_a_path_writes_only_between_begin_and_end() -> None:

@@ -29,6 +29,10 @@ class BodyWriter(Protocol):
         """Write a part of the body; False, with nothing written, when it would have to wait."""
         ...
 
+    def abort(self) -> None:
+        """Drop the connection, and what the client has not taken."""
+        ...
+
 
 def body_writer(scope: Scope) -> BodyWriter | None:
     """The server's writer for this request, if it has one."""

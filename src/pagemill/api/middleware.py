@@ -158,10 +158,9 @@ class KeyRing:
 
         return cls(digests(keys), digests(admin_keys))
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All that `check` may return."""
-        return ("-", *(digest.hex()[:_ID_LENGTH] for digest in (*self.keys, *self.admin_keys)))
+    def ids(self) -> list[str]:
+        """What `check` can answer, besides "-"."""
+        return [digest.hex()[:_ID_LENGTH] for digest in (*self.keys, *self.admin_keys)]
 
     def check(self, authorization: str, access: Access) -> str:
         """The caller's id for counts and logs. Raises Unauthorized, Forbidden.

@@ -33,6 +33,10 @@ class ChunkWriter:
         protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
+    def abort(self) -> None:
+        """See `BodyWriter.abort`."""
+        self._protocol.transport.abort()
+
 
 class StreamingProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with a `ChunkWriter` in the scope's extensions."""

@@ -96,7 +96,7 @@ class Service:
 
     def _board(self, num_frontends: int) -> SharedBoard:
         admin = (self._args.admin_key,) if self._args.admin_key else ()
-        ids = KeyRing.of(self._keys, admin).ids
+        ids = KeyRing.of(self._keys, admin).ids()
         return SharedBoard(WorkerFiles(self._engine.folder).board, 0, num_frontends, ids)
 
     def _launch(self, num_frontends: int) -> WorkerLaunch:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+NOBODY = "-"  # the key id of requests without a key
 _CELL = 8  # bytes
 
 
@@ -63,7 +64,8 @@ class SharedBoard:
     """A file in memory: a row for each process, with the choices and a column for each key."""
 
     def __init__(self, path: Path, row: int, num_rows: int, key_ids: Sequence[str]) -> None:
-        self._columns = {key_id: 1 + i for i, key_id in enumerate(dict.fromkeys(key_ids))}
+        ids = dict.fromkeys((NOBODY, *key_ids))
+        self._columns = {key_id: 1 + i for i, key_id in enumerate(ids)}
         self._width = 1 + len(self._columns)
         self._row, self._num_rows = row, num_rows
         size = self._width * num_rows * _CELL

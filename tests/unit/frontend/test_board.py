@@ -13,7 +13,7 @@ from pagemill.api.admission import Admission
 from pagemill.api.errors import TooManyRequests
 from pagemill.frontend.board import SharedBoard
 
-KEYS = ("-", "aaaa", "bbbb")
+KEYS = ("aaaa", "bbbb")
 
 
 def test_rows_see_each_other_and_not_themselves(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_another_process_sees_it(tmp_path: Path) -> None:
     board = SharedBoard(tmp_path / "board", 0, 2, KEYS)
     script = (
         "import sys; from pathlib import Path; from pagemill.frontend.board import SharedBoard\n"
-        "SharedBoard(Path(sys.argv[1]), 1, 2, ('-', 'aaaa', 'bbbb')).set_key('bbbb', 41)"
+        "SharedBoard(Path(sys.argv[1]), 1, 2, ('aaaa', 'bbbb')).set_key('bbbb', 41)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "board")], check=True)
     assert board.key_elsewhere("bbbb") == 41

@@ -136,7 +136,7 @@ def _plan_of(launch: WorkerLaunch) -> Plan:
 
 def _board_of(launch: WorkerLaunch) -> SharedBoard:
     admin = (launch.args.admin_key,) if launch.args.admin_key else ()
-    ids = KeyRing.of(launch.keys, admin).ids
+    ids = KeyRing.of(launch.keys, admin).ids()
     return SharedBoard(launch.files.board, launch.client_id, launch.num_frontends, ids)
 
 
