@@ -65,6 +65,18 @@ class Metrics:
             (*LABELS, "reason"),
             registry=self.registry,
         )
+        self._prompt_tokens_by_source = Counter(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens by where their keys and values came from.",
+            (*LABELS, "source"),
+            registry=self.registry,
+        )
+        self._tool_parses = Counter(
+            "vllm:tool_call_parser_invocations",
+            "Answers that were searched for tool calls.",
+            (*LABELS, "mode", "outcome", "request_type"),
+            registry=self.registry,
+        )
         self._http = Histogram(
             "http_request_duration_seconds",
             "Duration of HTTP exchanges, streams included.",
@@ -121,6 +133,14 @@ class Metrics:
         self.request_num_preemptions = make(
             "request_num_preemptions", "How often a choice was preempted.", buckets.PREEMPTIONS
         )
+        self.request_max_num_generation_tokens = make(
+            "request_max_num_generation_tokens",
+            "Generated tokens of a prompt's longest choice.",
+            tokens,
+        )
+        self.request_prefill_kv_computed_tokens = make(
+            "request_prefill_kv_computed_tokens", "Prompt tokens not found in the cache.", tokens
+        )
         self.request_params_n = make("request_params_n", "The n of requests.", buckets.CHOICES)
 
     def request(
@@ -136,6 +156,17 @@ class Metrics:
     def observe_rejection(self, reason: str) -> None:
         """A request was refused for load."""
         self._rejections.labels(*self._labels, reason).inc()
+
+    def observe_sources(self, computed: int, cached: int) -> None:
+        """Where the tokens of one prompt came from."""
+        for source, number in (("local_compute", computed), ("local_cache_hit", cached)):
+            self._prompt_tokens_by_source.labels(*self._labels, source).inc(number)
+
+    def observe_tool_parse(self, request_type: str, *, streaming: bool, called: bool) -> None:
+        """A choice of a request with tools has ended."""
+        mode = "streaming" if streaming else "non_streaming"
+        outcome = "tool_call" if called else "no_tool_call"
+        self._tool_parses.labels(*self._labels, mode, outcome, request_type).inc()
 
     def observe_http(self, method: str, handler: str, status: int, seconds: float) -> None:
         """An HTTP exchange has ended; `handler` is the route, never the raw path."""
@@ -233,12 +264,21 @@ class RequestObservation:
                 per_token = (choice.last - choice.first) / (choice.num_tokens - 1)
                 metrics.time_per_output_token.observe(per_token)
 
+    def _finish_prompt(self) -> None:
+        metrics, computed = self._metrics, max(0, self._num_prompt_tokens - self._num_cached)
+        metrics.observe_sources(computed, self._num_cached)
+        metrics.request_prefill_kv_computed_tokens.observe(computed)
+        longest = max(choice.num_tokens for choice in self._choices)
+        metrics.request_max_num_generation_tokens.observe(longest)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._scheduled is not None:
+            self._finish_prompt()
         reason = "error" if isinstance(error, Exception) else "abort"
         for choice in self._choices:
             if not choice.finished:
