@@ -7,16 +7,17 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from pagemill.api.admission import Admission
 from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
 from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
 from pagemill.frontend.base import EngineClient, Renderer
-from pagemill.metrics.metrics import Metrics
+from pagemill.metrics.metrics import Metrics, RequestObservation
 from pagemill.version import __version__
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -99,6 +100,10 @@ class RequestScope:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    response_id: str = ""
+    seconds: float = 0.0  # how long it took, once it has ended
+    generations: list[RequestObservation] = field(default_factory=list)  # of each prompt
 
     def adopt_id(self, request_id: str | None) -> None:
         """Take the id in the body instead, if there is one. Raises InvalidParams."""
@@ -118,6 +123,14 @@ class RequestScope:
         return found
 
 
+class Tracer(Protocol):
+    """Where the traces of requests go."""
+
+    def record(self, scope: Scope, details: RequestScope, status: int, ended: float) -> None:
+        """A request has ended at `ended`, in seconds since 1970."""
+        ...
+
+
 @dataclass
 class ServerContext:
     """One server. Fields that loading fills in (`renderer`, `default_params`) may be set late."""
@@ -131,6 +144,7 @@ class ServerContext:
     settings: ApiSettings = field(default_factory=ApiSettings)
     clock: Clock = field(default_factory=Clock)
     admission: Admission = field(default_factory=Admission)
+    tracer: Tracer | None = None
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     started_at: int = field(default_factory=lambda: int(time.time()))

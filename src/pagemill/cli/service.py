@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from pagemill.api.app import build_app
 from pagemill.api.context import ServerContext
@@ -22,6 +23,9 @@ from pagemill.errors import EngineDeadError
 from pagemill.frontend.client import ZmqEngineClient
 from pagemill.metrics.metrics import Metrics
 from pagemill.prepare import Plan
+
+if TYPE_CHECKING:
+    from pagemill.api.tracing import OtelTracer
 
 WATCH_SECONDS = 0.25
 GC_THRESHOLDS = (20_000, 20, 50)
@@ -43,6 +47,7 @@ class Service:
         self._engine = engine
         self._console = console
         self._keys = keys
+        self._tracer = _tracer(args)
 
     async def run(self, listener: socket.socket) -> None:
         """Load, serve and drain. Raises EngineDeadError or ModelLoadError with the cause."""
@@ -66,6 +71,8 @@ class Service:
             http.should_exit = True
             await serving
             await client.close()
+            if self._tracer is not None:
+                await asyncio.to_thread(self._tracer.close)
             self._console.line("stopped")
 
     def _context(self, client: ZmqEngineClient) -> ServerContext:
@@ -77,6 +84,7 @@ class Service:
             model_root=self._plan.config.model,
             default_params=self._plan.default_params,
             settings=api_settings(self._args, self._plan.config, self._keys),
+            tracer=self._tracer,
         )
 
     async def _wait_dead(self, client: ZmqEngineClient) -> None:
@@ -111,3 +119,12 @@ def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _tracer(args: ServeArgs) -> OtelTracer | None:
+    """Imported only when asked for, since it is optional and slow to load."""
+    if args.otlp_endpoint is None:
+        return None
+    from pagemill.api.tracing import otlp_tracer
+
+    return otlp_tracer(args.otlp_endpoint)

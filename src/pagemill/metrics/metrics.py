@@ -8,6 +8,7 @@ exchange (`Metrics.observe_http`), and the engine's own counters are read from
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -182,13 +183,29 @@ class Metrics:
 class _ChoiceTimes:
     """When a choice had its first and its last token, and how many."""
 
-    __slots__ = ("finished", "first", "last", "num_tokens")
+    __slots__ = ("first", "last", "num_tokens", "reason")
 
     def __init__(self) -> None:
         self.first: float | None = None
         self.last = 0.0
         self.num_tokens = 0
-        self.finished = False
+        self.reason = ""  # why it ended
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """Seconds; None for what has not happened. `queue` ends with the first scheduled step."""
+
+    queue: float | None
+    first_token: float | None
+    prefill: float | None
+    decode: float | None
+    inference: float | None
+    total: float | None
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else max(0.0, end - start)
 
 
 class RequestObservation:
@@ -203,21 +220,41 @@ class RequestObservation:
     ) -> None:
         self._metrics = metrics
         self._num_prompt_tokens = num_prompt_tokens
-        self._params = params
+        self.params = params
         self._now = now
         self._arrival = now()
         self._scheduled: float | None = None
         self._first_token: float | None = None
         self._num_cached = 0
+        self._ended: float | None = None
         self._choices = [_ChoiceTimes() for _ in range(params.n)]
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Why each choice ended; empty texts while they go on."""
+        return [choice.reason for choice in self._choices]
+
+    @property
+    def times(self) -> RequestTimes:
+        """Where the time went, so far."""
+        scheduled, first = self._scheduled, self._first_token
+        last = max((choice.last for choice in self._choices), default=0.0) or None
+        return RequestTimes(
+            queue=_between(self._arrival, scheduled),
+            first_token=_between(self._arrival, first),
+            prefill=_between(scheduled, first),
+            decode=_between(first, last),
+            inference=_between(scheduled, last),
+            total=_between(self._arrival, self._ended),
+        )
 
     def __enter__(self) -> Self:
         metrics = self._metrics
         metrics.prompt_tokens.inc(self._num_prompt_tokens)
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
-        metrics.request_params_n.observe(self._params.n)
-        if self._params.max_tokens is not None:
-            metrics.request_params_max_tokens.observe(self._params.max_tokens)
+        metrics.request_params_n.observe(self.params.n)
+        if self.params.max_tokens is not None:
+            metrics.request_params_max_tokens.observe(self.params.max_tokens)
         return self
 
     def update(self, update: ChoiceUpdate) -> None:
@@ -251,8 +288,8 @@ class RequestObservation:
 
     def _finish_choice(self, update: ChoiceUpdate, now: float) -> None:
         choice, metrics = self._choices[update.index], self._metrics
-        choice.finished = True
-        metrics.observe_finish(str(update.finish_reason))
+        choice.reason = str(update.finish_reason)
+        metrics.observe_finish(choice.reason)
         metrics.request_generation_tokens.observe(choice.num_tokens)
         metrics.request_num_preemptions.observe(update.num_preemptions)
         metrics.e2e_latency.observe(now - self._arrival)
@@ -277,9 +314,11 @@ class RequestObservation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._ended = self._now()
         if self._scheduled is not None:
             self._finish_prompt()
         reason = "error" if isinstance(error, Exception) else "abort"
         for choice in self._choices:
-            if not choice.finished:
+            if not choice.reason:
+                choice.reason = reason
                 self._metrics.observe_finish(reason)
