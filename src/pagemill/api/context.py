@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from pagemill.api.admission import Admission
 from pagemill.api.peers import NoPeers, Peers
@@ -18,7 +19,7 @@ from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
 from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
 from pagemill.frontend.base import EngineClient, Renderer
-from pagemill.metrics.metrics import Metrics
+from pagemill.metrics.metrics import Metrics, RequestObservation
 from pagemill.version import __version__
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -105,6 +106,10 @@ class RequestScope:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    response_id: str = ""
+    seconds: float = 0.0  # how long it took, once it has ended
+    generations: list[RequestObservation] = field(default_factory=list)  # of each prompt
     spend: Callable[[int], None] | None = None  # takes tokens from what the key may use
     _num_spent: int = 0
 
@@ -133,6 +138,18 @@ class RequestScope:
         return found
 
 
+class Tracer(Protocol):
+    """Where the traces of requests go."""
+
+    def record(self, scope: Scope, details: RequestScope, status: int, ended: float) -> None:
+        """A request has ended at `ended`, in seconds since 1970."""
+        ...
+
+    def close(self) -> None:
+        """Send off what is still held back; may take seconds."""
+        ...
+
+
 @dataclass
 class ServerContext:
     """One server. Fields that loading fills in (`renderer`, `default_params`) may be set late."""
@@ -148,6 +165,7 @@ class ServerContext:
     admission: Admission = field(default_factory=Admission)
     peers: Peers = field(default_factory=NoPeers)
     rate_file: Path | None = None  # where processes that share keys count what these use
+    tracer: Tracer | None = None
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     sleep_lock: asyncio.Lock = field(default_factory=asyncio.Lock)

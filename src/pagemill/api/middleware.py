@@ -67,6 +67,7 @@ class RequestScopeMiddleware:
                 await error_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = self._context.clock.monotonic() - started
+            details.seconds = seconds
             self._count(scope, details, status, seconds)
             self._log.write(scope, details, status, seconds)
 
@@ -75,6 +76,8 @@ class RequestScopeMiddleware:
         metrics.observe_http(_known_method(scope), details.route or "other", status, seconds)
         if details.generates and status in _REJECTIONS:
             metrics.observe_rejection(_REJECTIONS[status])
+        if details.generates and self._context.tracer is not None:
+            self._context.tracer.record(scope, details, status, self._context.clock.wall())
 
 
 def _request_id(scope: Scope) -> str:

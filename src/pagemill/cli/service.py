@@ -14,7 +14,7 @@ from pagemill.api.forward import OwnerDoor
 from pagemill.api.middleware import KeyRing
 from pagemill.cli.access import admin_keys
 from pagemill.cli.console import Console
-from pagemill.cli.frontend import make_context, open_for_requests
+from pagemill.cli.frontend import close_context, make_context, open_for_requests
 from pagemill.cli.http import HttpServer
 from pagemill.cli.listen import address
 from pagemill.cli.loading import wait_loaded
@@ -90,6 +90,7 @@ class Service:
                 await asyncio.to_thread(self._pool.stop)
             await asyncio.gather(*serving)
             await client.close()
+            await close_context(context)
             self._console.line("stopped")
 
     def _servers(self, context: ServerContext) -> list[HttpServer]:

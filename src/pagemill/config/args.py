@@ -98,6 +98,9 @@ class ServeArgs:
     log_level: str = flag(
         "info", _SERVER, "how much to log", choices=("debug", "info", "warning", "error")
     )
+    otlp_endpoint: str | None = flag(
+        None, _SERVER, "send traces to an OTLP collector; needs pagemill[otel]", metavar="URL"
+    )
     json_logs: bool = flag(False, _SERVER, "log one JSON object a line", kind=bool)
 
     api_key: tuple[str, ...] = flag(

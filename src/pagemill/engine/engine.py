@@ -92,8 +92,7 @@ class Engine:
             result = self._executor.sample(batch)
             deltas += self._retire()
         self._in_flight = step, result
-        self._counters.num_steps += 1
-        self._counters.step_tokens = batch.num_tokens
+        self._counters.count(batch.num_tokens)
         return deltas if self._overlap else deltas + self._retire()
 
     def stats(self) -> EngineStats:

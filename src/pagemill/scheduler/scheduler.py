@@ -85,6 +85,11 @@ class Scheduler:
         return len(self._requests)
 
     @property
+    def num_deferred(self) -> int:
+        """Of those that wait: how many cannot start before their grammar is compiled."""
+        return len(self._compiling)
+
+    @property
     def has_requests(self) -> bool:
         return bool(self._requests)
 
