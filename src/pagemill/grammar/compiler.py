@@ -95,5 +95,6 @@ def _limits() -> LLParserLimits:
         step_lexer_fuel=500_000,
         max_lexer_states=100_000,
         max_grammar_size=500_000,
+        max_items_in_row=20_000,
         verbose_errors=False,
     )

@@ -176,7 +176,8 @@ def _from_choice(choices: list[str]) -> str:
         raise GrammarError("every choice must be a text that is not empty", _PARAM)
     if sum(map(len, choices)) > MAX_SOURCE_BYTES:
         raise GrammarError(f"the choices are longer than {MAX_SOURCE_BYTES} bytes", _PARAM)
-    return "start: " + " | ".join(json.dumps(choice) for choice in choices)
+    # One terminal rather than rules: the parser would carry every choice along.
+    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(choice) for choice in choices)
 
 
 def _from_lark(grammar: str) -> str:

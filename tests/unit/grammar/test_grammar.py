@@ -61,7 +61,7 @@ def test_regex_walks_match(manager: GrammarManager) -> None:
 
 
 def test_choice_walks_are_choices(manager: GrammarManager) -> None:
-    choices = ["yes", "no", 'quote " and \\ slash', "naïve"]
+    choices = ["yes", "yes and no", "no", 'quote " and \\ slash', "naïve"]
     seen = {sample(manager, StructuredOutputs(choice=choices), seed) for seed in range(40)}
     assert seen == set(choices)
 
@@ -181,11 +181,27 @@ def test_exactly_one_constraint() -> None:
         StructuredOutputs()
 
 
-def test_large_schemas_compile_or_are_refused_in_bounded_work(compiler: GrammarCompiler) -> None:
-    enum = {"enum": [f"value number {i}" for i in range(20_000)]}
-    compiler.compile(StructuredOutputs(json=enum))
-    variants = [{"properties": {"k": {"const": f"v{i}"}}, "required": ["k"]} for i in range(500)]
-    compiler.compile(StructuredOutputs(json={"oneOf": [{"type": "object", **v} for v in variants]}))
+LARGE = {
+    "enum": {"json": {"enum": [f"value number {i}" for i in range(20_000)]}},
+    "exclusive": {
+        "json": {
+            "oneOf": [
+                {"type": "object", "properties": {"k": {"const": f"v{i}"}}, "required": ["k"]}
+                for i in range(500)
+            ]
+        }
+    },
+    "choice": {"choice": [f"choice {i}" for i in range(20_000)]},
+    "optional properties": {
+        "json": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(2_000)}}
+    },
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_grammars_can_be_followed(manager: GrammarManager, name: str) -> None:
+    """Not only compiled: limits of the parser show when the first tokens come."""
+    assert sample(manager, StructuredOutputs(**LARGE[name]), seed=1, limit=40)
 
 
 def test_long_chains_of_rules_compile(compiler: GrammarCompiler) -> None:
