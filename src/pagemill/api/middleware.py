@@ -26,6 +26,7 @@ Access = Literal["public", "key", "admin"]
 
 _REJECTIONS = {429: "rate_limit", 503: "overloaded"}
 REQUEST_ID_HEADER = b"x-request-id"
+OWNER_KEY = "pagemill.owner"  # in the scope of calls from inside: whose they are
 
 
 class RequestScopeMiddleware:
@@ -224,3 +225,16 @@ class Guard:
             details.key_id, limits.max_requests_per_key, limits.requests_per_minute
         ):
             await self._app(scope, receive, send)
+
+
+class InsideGuard:
+    """In the place of `Guard` for calls from inside the process, whose owner is in the scope."""
+
+    def __init__(self, app: ASGIApp, route: str) -> None:
+        self._app = app
+        self._route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        details: RequestScope = scope["pagemill"]
+        details.route, details.key_id = self._route, scope[OWNER_KEY]
+        await self._app(scope, receive, send)

@@ -39,6 +39,7 @@ _ACCESS = "access"
 _COMPUTE = "computing"
 _MEMORY = "memory"
 _SCHEDULE = "scheduling"
+SERVING_GROUPS = (_SERVER, _ACCESS)  # of no use without a server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
