@@ -25,6 +25,7 @@ from pagemill.engine.messages import (
 )
 from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
 from pagemill.frontend.board import Board, LoneBoard
+from pagemill.frontend.grammar_checks import GrammarChecks
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
@@ -89,6 +90,7 @@ class ZmqEngineClient:
             max_tokens=config.max_num_queued_tokens,
             board=self._board,
         )
+        self._grammars = GrammarChecks()
         self._choices: dict[str, _OpenChoice] = {}  # by engine request id
         self._requests: dict[str, list[str]] = {}  # request id -> engine request ids
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -123,6 +125,7 @@ class ZmqEngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail("the server is shutting down")
+        self._grammars.close()
         await asyncio.to_thread(self._engine.stop)
         if self._channel is not None:
             self._channel.close()
@@ -158,6 +161,8 @@ class ZmqEngineClient:
                 yield ChoiceUpdate(index, finish_reason="length")
             return
         arrival_time = time.monotonic()
+        if params.structured_outputs is not None:
+            await self._grammars.check(params.structured_outputs)
         hashes = await self._hasher.hash(prompt.token_ids, self.info.block_size, cache_salt, lora)
         additions = engine_requests(request_id, self._client_id, prompt, hashes, params)
         for addition in additions:
