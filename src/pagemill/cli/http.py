@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pagemill.api.direct import EXTENSION
+from pagemill.cli.header_guard import GuardedProtocol
 from pagemill.config.args import ServeArgs
 
 IDLE_SECONDS = 75  # of a connection without a request; longer than clients keep theirs
@@ -38,8 +39,8 @@ class ChunkWriter:
         self._protocol.transport.abort()
 
 
-class StreamingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a `ChunkWriter` in the scope's extensions."""
+class StreamingProtocol(GuardedProtocol):
+    """The guarded protocol, with a `ChunkWriter` in the scope's extensions."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -43,7 +43,7 @@ class Setup:
     def __init__(self, folder: Path) -> None:
         self.started: list[FakeProcess] = []
         self.deaths: list[int] = []
-        self.board = SharedBoard(folder / "board", 0, 3, ())
+        self.board = SharedBoard(folder / "board", 0, 3, ("-",))
         launch = WorkerLaunch(
             args=ServeArgs(),
             config=make_config(),
@@ -69,7 +69,7 @@ class Setup:
 def test_a_dead_frontend_is_replaced_and_its_requests_aborted(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     assert [p.launch.client_id for p in setup.started] == [1, 2]
-    SharedBoard(tmp_path / "board", 2, 3, ()).set_choices(4)
+    SharedBoard(tmp_path / "board", 2, 3, ("-",)).set_choices(4)
     assert setup.board.choices_elsewhere() == 4
     setup.started[1].cause = "died of signal 9"
     setup.pool.check()
