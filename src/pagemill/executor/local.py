@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -23,10 +23,11 @@ from pagemill.device.base import Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
+from pagemill.executor.base import PendingResult
+from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
 from pagemill.layers.base import BuildContext
-from pagemill.models.base import Model
+from pagemill.models.base import AnyModel, PooledModel
 from pagemill.models.loader import load_model
-from pagemill.models.registry import build_model
 from pagemill.models.weights import weight_slots
 from pagemill.ops.base import Ops
 from pagemill.ops.decode import DecodeOps
@@ -41,7 +42,6 @@ from pagemill.runner.memory import (
     fit_cache,
     largest_batch,
 )
-from pagemill.runner.results import PendingStep
 from pagemill.runner.runner import ModelRunner
 from pagemill.scheduler.batch import Batch
 from pagemill.speculative.select import select_speculator
@@ -57,11 +57,19 @@ _DTYPES = {
 _QUANTIZED_BYTES = 1  # at least, per weight
 
 
+class Runner(Protocol):
+    """Runs batches in order on one device, for text or for vectors."""
+
+    def forward(self, batch: Batch) -> None: ...
+
+    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult: ...
+
+
 class LocalExecutor:
     """Implements `Executor` with a runner in this process."""
 
-    def __init__(self, runner: ModelRunner, device: Device, info: EngineInfo) -> None:
-        self._runner: ModelRunner | None = runner
+    def __init__(self, runner: Runner, device: Device, info: EngineInfo) -> None:
+        self._runner: Runner | None = runner
         self._device = device
         self._info = info
 
@@ -73,7 +81,7 @@ class LocalExecutor:
         assert self._runner is not None, "the executor was shut down"
         self._runner.forward(batch)
 
-    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingStep:
+    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult:
         assert self._runner is not None, "the executor was shut down"
         return self._runner.sample(batch, bitmask)
 
@@ -107,7 +115,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = _decode_ops(config, context.ops, attention)
     runner = _build_runner(fitted, model, device, attention, fit.num_blocks, decode_ops)
-    if decode_ops is not None:
+    if isinstance(runner, ModelRunner) and decode_ops is not None:
         report("capturing graphs of decode steps")
         runner.capture_graphs()
     info = EngineInfo(
@@ -118,10 +126,11 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=device.info().name,
         dtype=config.dtype,
-        attention=attention.name,
+        attention=attention_name(config, device, attention),
         quantization=config.quantization,
         weight_bytes=num_bytes,
         cache_bytes=fit.num_bytes,
+        pooling=config.pooling,
     )
     return LocalExecutor(runner, device, info)
 
@@ -164,7 +173,8 @@ def _check_weights_fit(
     config: EngineConfig, model_config: ModelConfig, context: BuildContext, device: Device
 ) -> int:
     """The bytes of the weights in memory, found without allocating them."""
-    meta = build_model(model_config, replace(context, device=torch.device("meta")))
+    meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
+    assert isinstance(meta, torch.nn.Module)
     num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
     itemsize = context.dtype.itemsize if config.quantization == "none" else _QUANTIZED_BYTES
     needed, free = num_weights * itemsize, device.free_memory()
@@ -183,10 +193,11 @@ def _load(
     context: BuildContext,
     checkpoint: Checkpoint,
     report: Report,
-) -> Model:
+) -> AnyModel:
+    build = select_builder(config)
     if config.load_format == "dummy":
         report("making random weights")
-        return load_model(model_config, context, None, seed=config.seed)
+        return load_model(model_config, context, None, seed=config.seed, build=build)
     percent = -1
 
     def progress(done: int, total: int) -> None:
@@ -196,12 +207,13 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    return load_model(model_config, context, iterate_weights(checkpoint, progress=progress))
+    weights = iterate_weights(checkpoint, progress=progress)
+    return load_model(model_config, context, weights, build=build)
 
 
 def _fit_memory(
     config: EngineConfig,
-    model: Model,
+    model: AnyModel,
     device: Device,
     attention: AttentionBackend,
     report: Report,
@@ -221,12 +233,12 @@ def _fit_memory(
 
 def _build_runner(
     config: EngineConfig,
-    model: Model,
+    model: AnyModel,
     device: Device,
     attention: AttentionBackend,
     num_blocks: int,
     decode_ops: DecodeOps | None = None,
-) -> ModelRunner:
+) -> Runner:
     cache = allocate_cache(
         device,
         model.kv_cache_specs(),
@@ -234,5 +246,7 @@ def _build_runner(
         config.block_size,
         _DTYPES[config.dtype],
     )
+    if isinstance(model, PooledModel):
+        return build_pooling_runner(config, model, device, attention, cache)
     speculator = select_speculator(config)
     return ModelRunner(config, model, device, attention, cache, speculator, decode_ops)
