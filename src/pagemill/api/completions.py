@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pagemill.api.chunk_template import MARK, text_events
 from pagemill.api.context import Limits, ServerContext
+from pagemill.api.direct import Encode
 from pagemill.api.generation import Generation
 from pagemill.api.intake import Intake, take_in
 from pagemill.api.logprobs import CompletionLogprobsBuilder, join, prompt_logprobs
@@ -177,6 +180,13 @@ class _Call:
 
     def events_of(self, update: ChoiceUpdate, usage: ChunkUsage) -> bytes:
         return event(self._completion([self._choice(update)], usage))
+
+    def direct_events(self, usage: ChunkUsage) -> Encode:
+        general = partial(self.events_of, usage=usage)
+        if self._body.logprobs is not None or self._body.return_token_ids:
+            return general
+        chunk = self._completion([CompletionChoice(index=0, text=MARK)], usage)
+        return text_events(chunk, general)
 
     def usage_chunk(self, usage: Usage) -> Completion:
         return self._completion([], usage)

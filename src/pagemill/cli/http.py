@@ -8,10 +8,37 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pagemill.api.direct import EXTENSION
 from pagemill.config.args import ServeArgs
 
 CLOSING_SECONDS = 2  # for responses that the drain has not waited for
+
+
+class ChunkWriter:
+    """A `BodyWriter`: one chunk of a chunked body for each write."""
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        self._protocol = protocol
+
+    def write(self, data: bytes) -> bool:
+        """See `BodyWriter.write`."""
+        protocol = self._protocol
+        if protocol.flow.write_paused or protocol.transport.is_closing():
+            return False
+        protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+
+class StreamingProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a `ChunkWriter` in the scope's extensions."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: ChunkWriter(self)}  # type: ignore[dict-item]
 
 
 class HttpServer(uvicorn.Server):
@@ -27,7 +54,7 @@ class HttpServer(uvicorn.Server):
         """A server for `app`; connections without a request are closed after `keep_alive` s."""
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=StreamingProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

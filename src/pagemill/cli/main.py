@@ -17,6 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pagemill.cli.chat import chat
 
             return chat(parsed)
+        if parsed.command == "bench":
+            from pagemill.cli.bench import bench
+
+            return bench(parsed)
         from pagemill.cli.serve import serve
 
         return serve(serve_args(parsed))

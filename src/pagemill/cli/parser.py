@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from pagemill.cli.bench_parser import add_bench
 from pagemill.config.args import Flag, ServeArgs, flags
 from pagemill.version import __version__
 
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_chat(commands)
+    add_bench(commands, _Help)
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 
 from pagemill.cli.access import api_keys, check_exposure, check_tls
 from pagemill.cli.console import Console
@@ -14,8 +15,10 @@ from pagemill.config.args import ServeArgs
 from pagemill.config.facts import detect
 
 
-def serve(args: ServeArgs) -> int:
+def serve(args: ServeArgs, *, engine_command: Sequence[str] | None = None) -> int:
     """Run a server until it is told to stop; returns 0 then.
+
+    `engine_command` starts another engine process than PageMill's own, for tests.
 
     Raises ConfigError or ModelLoadError before anything is started, EngineDeadError when the
     engine cannot load or dies.
@@ -34,7 +37,7 @@ def serve(args: ServeArgs) -> int:
         console.line(plan.summary)
         for remark in plan.remarks:
             console.line(f"note: {remark}")
-        engine = EngineProcess.start(plan.config)
+        engine = EngineProcess.start(plan.config, command=engine_command)
         try:
             import uvloop
 

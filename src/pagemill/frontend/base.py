@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from pagemill.engine.messages import EngineInfo, EngineStats, EngineStatus
+from pagemill.frontend.mailbox import Tap
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
 from pagemill.params import SamplingParams
 
@@ -35,8 +36,12 @@ class EngineClient(Protocol):
         priority: int = 0,
         cache_salt: str | None = None,
         lora: str | None = None,
+        tap: Tap | None = None,
     ) -> AsyncGenerator[ChoiceUpdate, None]:
         """All `params.n` choices of one prompt, merged. Closing the generator aborts them.
+
+        A `tap`, for one choice only, is offered each update while the caller waits for the next,
+        and those that it takes are not yielded.
 
         Raises RequestError (bad for this model), OverloadedError (queue full) or
         EngineDeadError before the first update; an engine that dies later ends every choice with

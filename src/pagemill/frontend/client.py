@@ -23,7 +23,7 @@ from pagemill.engine.messages import (
     StepOutputs,
 )
 from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
-from pagemill.frontend.mailbox import Mailbox
+from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
@@ -140,6 +140,7 @@ class ZmqEngineClient:
         priority: int = 0,
         cache_salt: str | None = None,
         lora: str | None = None,
+        tap: Tap | None = None,
     ) -> AsyncGenerator[ChoiceUpdate, None]:
         """See `EngineClient.generate`."""
         params = self._resolve(prompt, params)
@@ -153,7 +154,7 @@ class ZmqEngineClient:
         for addition in additions:
             addition.lora, addition.priority = lora, priority
             addition.arrival_time = arrival_time
-        mailbox = Mailbox()
+        mailbox = Mailbox(tap)
         self._open(request_id, params, [a.request_id for a in additions], mailbox)
         try:
             for addition in additions:

@@ -32,6 +32,7 @@ class Prompt:
 
     token_ids: list[int]
     text: str | None = None
+    is_checked: bool = False  # the ids are known to be in the vocabulary
 
 
 @dataclass(slots=True)

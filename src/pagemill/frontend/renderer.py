@@ -110,12 +110,12 @@ class ModelRenderer:
     ) -> Prompt:
         """The same, on the calling thread."""
         token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, param=param)
-        return Prompt(token_ids, text)
+        return Prompt(token_ids, text, max(token_ids, default=self.vocab_size) < self.vocab_size)
 
     def check_token_ids(self, token_ids: list[int], param: str = "prompt") -> Prompt:
         """See `Renderer.check_token_ids`."""
         check_prompt_ids(token_ids, self.vocab_size, param)
-        return Prompt(token_ids)
+        return Prompt(token_ids, is_checked=True)
 
     async def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         """See `Renderer.decode`."""

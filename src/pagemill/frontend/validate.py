@@ -37,7 +37,8 @@ class RequestValidator:
         `max_tokens` becomes a number, at most what the context leaves after the prompt. Raises
         InvalidParams, ContextTooLong or GrammarError.
         """
-        check_prompt_ids(prompt.token_ids, self._vocab_size)
+        if not prompt.is_checked:
+            check_prompt_ids(prompt.token_ids, self._vocab_size)
         self._check_vocabulary(params)
         self._check_logprobs(params)
         self._check_text(params)

@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from pagemill.frontend.outputs import ChoiceUpdate
 from pagemill.metrics import buckets
+from pagemill.metrics.cheap import CheapCounter, CheapHistogram
 from pagemill.metrics.engine_collector import EngineCollector, StatsSource
 from pagemill.params import SamplingParams
 
@@ -28,24 +29,23 @@ class Metrics:
     def __init__(self, model_name: str, source: StatsSource, engine: str = "0") -> None:
         self.registry = CollectorRegistry()
         self._labels = (model_name, engine)
-        self.registry.register(
-            EngineCollector(source, dict(zip(LABELS, self._labels, strict=True)))
-        )
+        self._named_labels = dict(zip(LABELS, self._labels, strict=True))
+        self.registry.register(EngineCollector(source, self._named_labels))
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._make_counters()
         self._make_latencies()
         self._make_sizes()
 
-    def _counter(self, name: str, text: str) -> Counter:
-        counter = Counter(f"vllm:{name}", text, LABELS, registry=self.registry)
-        return counter.labels(*self._labels)
+    def _counter(self, name: str, text: str) -> CheapCounter:
+        counter = CheapCounter(f"vllm:{name}", text, self._named_labels)
+        self.registry.register(counter)
+        return counter
 
-    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> Histogram:
-        histogram = Histogram(
-            f"vllm:{name}", text, LABELS, registry=self.registry, buckets=tuple(bounds)
-        )
-        return histogram.labels(*self._labels)
+    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> CheapHistogram:
+        histogram = CheapHistogram(f"vllm:{name}", text, self._named_labels, bounds)
+        self.registry.register(histogram)
+        return histogram
 
     def _make_counters(self) -> None:
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
