@@ -93,7 +93,7 @@ def model_config_from_hf(raw: Mapping[str, Any], origin: str = "config.json") ->
 
 
 def supported_architectures() -> list[str]:
-    return sorted((*_FAMILIES, *ENCODERS))
+    return [*sorted(_FAMILIES), *sorted(ENCODERS)]
 
 
 def token_ids(value: Any) -> tuple[int, ...]:
