@@ -55,7 +55,7 @@ class Console:
 
 
 def _cache(info: EngineInfo) -> str:
-    if not info.cache_bytes:
+    if info.pooling is not None and not info.pooling.cached:
         return "no KV cache"
     tokens = info.num_blocks * info.block_size
     return f"KV cache {info.cache_bytes / GIB:.2f} GiB = {tokens:,} tokens"

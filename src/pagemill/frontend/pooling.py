@@ -123,8 +123,9 @@ def cosine(first: PooledOutput, second: PooledOutput) -> float:
 
 def pair_up(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
     """One with each of many, or the first with the first and so on. Raises InvalidParams."""
-    if not first or not second:
-        raise InvalidParams("text_1 and text_2 must not be empty", param="text_1")
+    for name, texts in (("text_1", first), ("text_2", second)):
+        if not texts:
+            raise InvalidParams(f"{name} must not be empty", param=name)
     if len(first) == 1:
         return [(first[0], text) for text in second]
     if len(first) != len(second):

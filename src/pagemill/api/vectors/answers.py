@@ -38,7 +38,7 @@ class PooledData(msgspec.Struct, kw_only=True):
 
     index: int
     object: str = "pooling"
-    data: list[float] | list[list[float]] | str
+    data: list[float | list[float]] | str
 
 
 class PooledList(msgspec.Struct, kw_only=True):
@@ -111,6 +111,20 @@ class Ranking(msgspec.Struct, kw_only=True):
 def encoded(values: NDArray[np.float32], encoding: Encoding | None) -> Vector:
     """A vector as JSON has it."""
     if encoding == "base64":
-        return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+        return _base64(values)
     numbers: list[float] = values.tolist()
     return numbers
+
+
+def encoded_rows(
+    values: NDArray[np.float32], encoding: Encoding | None
+) -> list[float | list[float]] | str:
+    """A vector, or one for each token."""
+    if encoding == "base64":
+        return _base64(values)
+    rows: list[float | list[float]] = values.tolist()
+    return rows
+
+
+def _base64(values: NDArray[np.float32]) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()

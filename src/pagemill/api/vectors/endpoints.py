@@ -15,6 +15,7 @@ from pagemill.api.vectors.answers import (
     PooledData,
     PooledList,
     encoded,
+    encoded_rows,
 )
 from pagemill.api.vectors.call import read_inputs, take_in
 from pagemill.api.vectors.schema import ClassifyRequest, EmbeddingRequest, PoolingRequest
@@ -62,7 +63,7 @@ async def pooling(context: ServerContext, request: Request) -> Response:
     )
     outputs = await call.run(await read_inputs(call), params)
     data = [
-        PooledData(index=i, data=encoded(output.values, body.encoding_format))
+        PooledData(index=i, data=encoded_rows(output.values, body.encoding_format))
         for i, output in enumerate(outputs)
     ]
     return call.respond(
