@@ -34,7 +34,9 @@ async def abort(context: ServerContext, request: Request) -> Response:
     body = await read_body(request, _abort_decoder, context.limits.body_timeout)
     context.require_ready()
     found = context.admission.find(body.request_ids)
-    return json_response(AbortResponse(aborted=await context.client.abort(found)))
+    aborted = await context.client.abort(found)
+    elsewhere = await context.peers.abort(body.request_ids)
+    return json_response(AbortResponse(aborted=aborted + elsewhere))
 
 
 async def load(context: ServerContext, request: Request) -> Response:

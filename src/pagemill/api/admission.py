@@ -12,8 +12,10 @@ from contextlib import contextmanager
 
 from pagemill.api.errors import TooManyRequests
 from pagemill.errors import OverloadedError
+from pagemill.frontend.board import Board, LoneBoard
 
 DRAIN_RETRY_SECONDS = 10
+POLL_SECONDS = 0.05
 
 
 class RateLimit:
@@ -37,8 +39,11 @@ class RateLimit:
 class Admission:
     """Counts the generating requests that are open. Belongs to one event loop."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, board: Board | None = None
+    ) -> None:
         self._rate = RateLimit(now)
+        self._board = board or LoneBoard()
         self.draining = False
         self._open_by_key: Counter[str] = Counter()
         self._engine_ids: dict[str, list[str]] = {}
@@ -47,7 +52,8 @@ class Admission:
 
     @property
     def num_open(self) -> int:
-        return self._open_by_key.total()
+        """Of all processes."""
+        return self._open_by_key.total() + self._board.requests_elsewhere()
 
     @contextmanager
     def admit(self, key_id: str, limit: int, per_minute: int = 0) -> Iterator[None]:
@@ -57,16 +63,18 @@ class Admission:
         """
         if self.draining:
             raise OverloadedError("The server is shutting down", DRAIN_RETRY_SECONDS)
-        if self._open_by_key[key_id] >= limit:
+        if self._open_by_key[key_id] + self._board.key_elsewhere(key_id) >= limit:
             raise TooManyRequests(f"This key has {limit} requests open, as many as it may")
         if per_minute:
             self._rate.take(key_id, per_minute)
         self._open_by_key[key_id] += 1
+        self._board.set_key(key_id, self._open_by_key[key_id])
         self._idle.clear()
         try:
             yield
         finally:
             self._open_by_key[key_id] -= 1
+            self._board.set_key(key_id, self._open_by_key[key_id])
             if not self._open_by_key[key_id]:
                 del self._open_by_key[key_id]
             if not self._open_by_key:
@@ -77,8 +85,10 @@ class Admission:
         self.draining = True
 
     async def wait_idle(self) -> None:
-        """Return when no generating request is open."""
+        """Return when no generating request is open, in any process."""
         await self._idle.wait()
+        while self._board.requests_elsewhere():
+            await asyncio.sleep(POLL_SECONDS)
 
     @contextmanager
     def track(self, response_id: str, num_prompts: int) -> Iterator[tuple[str, list[str]]]:

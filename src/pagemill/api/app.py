@@ -17,7 +17,14 @@ from pagemill.api.anthropic import schema as a
 from pagemill.api.context import ServerContext
 from pagemill.api.endpoint import Endpoint, delete, get, pool, post
 from pagemill.api.errors import exception_handlers
-from pagemill.api.middleware import BodyLimit, Guard, HostCheck, KeyRing, RequestScopeMiddleware
+from pagemill.api.middleware import (
+    BodyLimit,
+    Guard,
+    HostCheck,
+    InsideGuard,
+    KeyRing,
+    RequestScopeMiddleware,
+)
 from pagemill.api.responses_api import endpoints as responses
 from pagemill.api.responses_api import schema as rs
 from pagemill.api.tools.chat_format import ChatFormat
@@ -60,6 +67,7 @@ ENDPOINTS = (
     get("/server_info", admin.server_info, r.ServerInfo, access="admin"),
 )
 # fmt: on
+BATCH_URLS = tuple(endpoint.path for endpoint in ENDPOINTS if endpoint.generates)
 
 
 def build_app(context: ServerContext) -> Starlette:
@@ -85,6 +93,27 @@ def build_app(context: ServerContext) -> Starlette:
     app.router.redirect_slashes = False  # a redirect would repeat the Host header
     app.state.endpoints = ENDPOINTS
     return app
+
+
+def build_batch_app(context: ServerContext) -> Starlette:
+    """The endpoints of `BATCH_URLS` for calls from inside the process, see `batch.calls`.
+
+    They were let in when their batch was: no key, no limit of a connection applies to them.
+    """
+    return Starlette(
+        routes=[
+            Route(
+                endpoint.path,
+                partial(endpoint.handler, context),
+                methods=[endpoint.method],
+                middleware=[Middleware(InsideGuard, route=endpoint.path)],
+            )
+            for endpoint in ENDPOINTS
+            if endpoint.generates
+        ],
+        middleware=[Middleware(RequestScopeMiddleware, context=context)],
+        exception_handlers=exception_handlers(),
+    )
 
 
 def _route(endpoint: Endpoint, context: ServerContext, keys: KeyRing) -> Route:

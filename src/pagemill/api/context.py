@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 
 from pagemill.api.admission import Admission
+from pagemill.api.peers import NoPeers, Peers
 from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
 from pagemill.config.pooling import PoolingConfig
@@ -65,7 +66,7 @@ class ApiSettings:
     admin_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     allowed_origins: tuple[str, ...] = ()
-    keep_alive_seconds: float = 15.0
+    sse_keep_alive: float = 15.0  # seconds of silence before a comment; 0: never
     json_access_log: bool = False
     priority_scheduling: bool = False
     tool_call_parser: str = "auto"  # a name of `FORMATS_BY_NAME`, or "none"
@@ -139,6 +140,7 @@ class ServerContext:
     settings: ApiSettings = field(default_factory=ApiSettings)
     clock: Clock = field(default_factory=Clock)
     admission: Admission = field(default_factory=Admission)
+    peers: Peers = field(default_factory=NoPeers)
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     started_at: int = field(default_factory=lambda: int(time.time()))

@@ -87,5 +87,6 @@ async def version(context: ServerContext, request: Request) -> Response:
 
 async def metrics(context: ServerContext, request: Request) -> Response:
     """The metrics, for Prometheus."""
-    body, content_type = context.metrics.render(request.headers.get("accept", ""))
+    others = await context.peers.metrics()
+    body, content_type = context.metrics.render(request.headers.get("accept", ""), others)
     return Response(body, headers={"content-type": content_type})

@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 Access = Literal["public", "key", "admin"]
 
 _REJECTIONS = {429: "rate_limit", 503: "overloaded"}
+_ID_LENGTH = 8
 REQUEST_ID_HEADER = b"x-request-id"
+OWNER_KEY = "pagemill.owner"  # in the scope of calls from inside: whose they are
 
 
 class RequestScopeMiddleware:
@@ -156,6 +158,11 @@ class KeyRing:
 
         return cls(digests(keys), digests(admin_keys))
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All that `check` may return."""
+        return ("-", *(digest.hex()[:_ID_LENGTH] for digest in (*self.keys, *self.admin_keys)))
+
     def check(self, authorization: str, access: Access) -> str:
         """The caller's id for counts and logs. Raises Unauthorized, Forbidden.
 
@@ -175,7 +182,7 @@ class KeyRing:
             raise Unauthorized("The API key is missing or wrong")
         if access == "admin" and not is_admin:
             raise Forbidden("This endpoint needs the admin key")
-        return digest.hex()[:8]
+        return digest.hex()[:_ID_LENGTH]
 
 
 def _contains(digests: tuple[bytes, ...], digest: bytes) -> bool:
@@ -224,3 +231,16 @@ class Guard:
             details.key_id, limits.max_requests_per_key, limits.requests_per_minute
         ):
             await self._app(scope, receive, send)
+
+
+class InsideGuard:
+    """In the place of `Guard` for calls from inside the process, whose owner is in the scope."""
+
+    def __init__(self, app: ASGIApp, route: str) -> None:
+        self._app = app
+        self._route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        details: RequestScope = scope["pagemill"]
+        details.route, details.key_id = self._route, scope[OWNER_KEY]
+        await self._app(scope, receive, send)

@@ -14,6 +14,7 @@ def api_settings(args: ServeArgs, config: EngineConfig, keys: tuple[str, ...]) -
         keys=keys,
         admin_keys=(args.admin_key,) if args.admin_key else (),
         allowed_hosts=allowed_hosts_for(args.host),
+        sse_keep_alive=args.sse_keep_alive,
         json_access_log=args.json_logs,
         tool_call_parser=args.tool_call_parser,
         reasoning_parser=args.reasoning_parser,

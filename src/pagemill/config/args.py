@@ -39,6 +39,7 @@ _ACCESS = "access"
 _COMPUTE = "computing"
 _MEMORY = "memory"
 _SCHEDULE = "scheduling"
+SERVING_GROUPS = (_SERVER, _ACCESS)  # of no use without a server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,16 @@ class ServeArgs:
     max_body_bytes: int = flag(8 * 2**20, _SERVER, "largest request body", kind=int, metavar="N")
     drain_timeout: float = flag(
         30.0, _SERVER, "seconds that open requests get at Ctrl-C", kind=float, metavar="SECONDS"
+    )
+    sse_keep_alive: float = flag(
+        15.0,
+        _SERVER,
+        "seconds of silence in a stream before a comment is sent; 0: none",
+        kind=float,
+        metavar="SECONDS",
+    )
+    frontend_workers: str = flag(
+        "auto", _SERVER, "processes that answer HTTP; auto: more beside a GPU", metavar="N"
     )
     log_level: str = flag(
         "info", _SERVER, "how much to log", choices=("debug", "info", "warning", "error")

@@ -5,6 +5,8 @@ Every choice that depends on the model or the device is made here and nowhere el
 
 from __future__ import annotations
 
+import sys
+
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
@@ -17,6 +19,9 @@ GIB = 2**30
 CPU_KV_CACHE_BYTES = 4 * GIB
 CUDA_MEMORY_UTILIZATION = 0.9
 MAX_SPECULATIVE_TOKENS = 16
+MAX_FRONTENDS = 64
+MAX_KEEP_ALIVE = 3600
+MAX_AUTO_FRONTENDS = 8
 PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -67,6 +72,24 @@ def resolve(
     return config if pooling is None else with_pooling(config, args, model, pooling)
 
 
+def frontend_workers(asked: str, device: DeviceFacts) -> int:
+    """How many processes answer HTTP. Raises ConfigError.
+
+    On a CPU every core is the model's; beside a GPU a quarter of the cores keeps up with it.
+    """
+    if asked == "auto":
+        if device.type == "cpu" or not sys.platform.startswith("linux"):
+            return 1
+        return max(1, min(device.num_threads // 4, MAX_AUTO_FRONTENDS))
+    if not (asked.isascii() and asked.isdigit() and 1 <= int(asked) <= MAX_FRONTENDS):
+        raise ConfigError(
+            f"--frontend-workers must be auto or from 1 to {MAX_FRONTENDS}, got {asked!r}"
+        )
+    if int(asked) > 1 and not sys.platform.startswith("linux"):
+        raise ConfigError("--frontend-workers above 1 needs Linux, which shares out connections")
+    return int(asked)
+
+
 def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
     """What the user should know about the resolved settings, one line each."""
     if config.device == "cpu" and config.dtype == "float16":
@@ -87,6 +110,11 @@ def _check(args: ServeArgs) -> None:
         raise ConfigError(
             f"--num-speculative-tokens must be from 1 to {MAX_SPECULATIVE_TOKENS}, "
             f"got {args.num_speculative_tokens}"
+        )
+    if not 0 <= args.sse_keep_alive <= MAX_KEEP_ALIVE:
+        raise ConfigError(
+            f"--sse-keep-alive must be from 0 to {MAX_KEEP_ALIVE} seconds, "
+            f"got {args.sse_keep_alive:g}"
         )
     share = args.memory_utilization
     if share is not None and not 0 < share <= 1:

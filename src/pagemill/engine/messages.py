@@ -39,6 +39,12 @@ class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
     request_ids: list[str]
 
 
+class AbortClient(msgspec.Struct, array_like=True, tag="abort_client"):
+    """Stop all requests of a frontend that is gone. Nobody reads their last deltas."""
+
+    client_id: int
+
+
 class Control(msgspec.Struct, array_like=True, tag="control"):
     """Call a method of the engine's control table; answered by one `ControlResult`."""
 
@@ -146,5 +152,5 @@ class EngineStatus(msgspec.Struct, array_like=True, tag="status"):
     stats: EngineStats | None = None
 
 
-ToEngine = AddRequest | AbortRequests | Control
+ToEngine = AddRequest | AbortRequests | AbortClient | Control
 FromEngine = StepOutputs | ControlResult | EngineStatus

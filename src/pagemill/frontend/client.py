@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.channel import ClientChannel, EngineAddress
 from pagemill.engine.messages import (
+    AbortClient,
     AbortRequests,
     AddRequest,
     Control,
@@ -24,6 +25,7 @@ from pagemill.engine.messages import (
     StepOutputs,
 )
 from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
+from pagemill.frontend.board import Board, LoneBoard
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
@@ -80,6 +82,7 @@ class ZmqEngineClient:
         *,
         client_id: int = 0,
         monitor: EngineMonitor | None = None,
+        board: Board | None = None,
     ) -> None:
         self._engine = engine
         self._validator: RequestValidator | None = None
@@ -88,6 +91,7 @@ class ZmqEngineClient:
         self._monitor = monitor or EngineMonitor()
         self._hasher = PromptHasher(config)
         self._limit = QueueLimit(config.max_num_queued_reqs)
+        self._board = board or LoneBoard()
         self._choices: dict[str, _OpenChoice] = {}  # by engine request id
         self._requests: dict[str, list[str]] = {}  # request id -> engine request ids
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -216,6 +220,7 @@ class ZmqEngineClient:
 
         def start(index: int, addition: AddRequest) -> None:
             self._choices[addition.request_id] = _OpenChoice(PoolingProcessor(index), mailbox)
+            self._board.set_choices(len(self._choices))
             self._send(addition)
 
         for index, addition in itertools.islice(following, POOLED_AT_ONCE):
@@ -235,6 +240,10 @@ class ZmqEngineClient:
         if open_ids:
             self._send(AbortRequests(open_ids))
         return len(found)
+
+    def abort_client(self, client_id: int) -> None:
+        """Abort everything of another frontend, which is gone."""
+        self._send(AbortClient(client_id))
 
     async def control(self, method: str, *args: Any) -> Any:
         """See `EngineClient.control`."""
@@ -264,10 +273,12 @@ class ZmqEngineClient:
         for index, engine_id in enumerate(engine_ids):
             processor = OutputProcessor(index, params, self._tokenizer)
             self._choices[engine_id] = _OpenChoice(processor, mailbox)
+        self._board.set_choices(len(self._choices))
 
     def _reserve(self, request_id: str, engine_ids: list[str], num_at_once: int) -> None:
         """Take the ids, if there is room. Raises OverloadedError and InvalidParams."""
-        self._limit.check(num_at_once, len(self._choices), self.info.max_num_seqs)
+        num_open = len(self._choices) + self._board.choices_elsewhere()
+        self._limit.check(num_at_once, num_open, self.info.max_num_seqs)
         if request_id in self._requests:
             raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
         self._requests[request_id] = engine_ids
@@ -277,6 +288,7 @@ class ZmqEngineClient:
         engine_ids = self._requests.pop(request_id)
         running = [i for i in engine_ids if self._choices.pop(i, None) is not None]
         if running:
+            self._board.set_choices(len(self._choices))
             self._send(AbortRequests(running))
 
     def _send(self, message: Any) -> None:
@@ -312,6 +324,7 @@ class ZmqEngineClient:
             if choice.processor.finished:
                 del self._choices[delta.request_id]
                 self._limit.finished()
+                self._board.set_choices(len(self._choices))
                 if choice.processor.stopped_early:
                     stopped.append(delta.request_id)
         if stopped:
@@ -341,6 +354,7 @@ class ZmqEngineClient:
             self._monitor.fail(detail)
         self._settled.set()
         choices, self._choices = self._choices, {}
+        self._board.set_choices(0)
         for choice in choices.values():
             update = choice.processor.fail(detail)
             if update is not None:

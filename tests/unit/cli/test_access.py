@@ -62,7 +62,7 @@ def test_tls_files_are_checked(tmp_path: Path) -> None:
 
 
 def test_bind_gives_an_address() -> None:
-    with bind("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0)[0] as listener:
         port = listener.getsockname()[1]
         assert address(listener, tls=False) == f"http://127.0.0.1:{port}"
         assert address(listener, tls=True) == f"https://127.0.0.1:{port}"
@@ -71,7 +71,7 @@ def test_bind_gives_an_address() -> None:
 
 
 def test_wildcard_address_is_shown_as_loopback() -> None:
-    with bind("0.0.0.0", 0) as listener:
+    with bind("0.0.0.0", 0)[0] as listener:
         assert address(listener, tls=False).startswith("http://127.0.0.1:")
 
 

@@ -75,7 +75,7 @@ def test_a_decoder_with_a_vocabulary_generates_unless_told_otherwise() -> None:
         ({"problem_type": "multi_label_classification"}, "sigmoid"),
         ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "none"),
         (
-            {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
+            {"sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}},
             "sigmoid",
         ),
     ],

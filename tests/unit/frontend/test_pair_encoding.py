@@ -19,9 +19,8 @@ from pagemill.frontend.tokenizer import Tokenizer
 def backend() -> Backend:
     """Letters as words, in BERT's frame."""
     pieces = ["[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
-    made = Backend(
-        models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
-    )
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    made = Backend(models.WordLevel(vocab, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
