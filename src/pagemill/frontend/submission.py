@@ -50,7 +50,7 @@ class PromptHasher:
         return hash_blocks(np.asarray(token_ids, np.int32), block_size, self._key, salt)
 
 
-def engine_id(client_id: int, request_id: str, index: int) -> str:
+def engine_request_id(client_id: int, request_id: str, index: int) -> str:
     """The id of part `index` of a request in the engine: `<request_id>-<index>`.
 
     Frontends beyond the first put their number and a tilde, which no id has, in front: clients
@@ -71,7 +71,7 @@ def engine_requests(
     token_ids = np.asarray(prompt.token_ids, "<i4").tobytes()
     return [
         AddRequest(
-            request_id=engine_id(client_id, request_id, index),
+            request_id=engine_request_id(client_id, request_id, index),
             client_id=client_id,
             token_ids=token_ids,
             block_hashes=hashes,
