@@ -176,7 +176,7 @@ def test_control_runs_between_steps() -> None:
     engine = _engine()
     engine.add_request(_message("a"))
     engine.step()
-    assert engine.control("sleep", [1]) == ["sleep", 1]
+    assert engine.control("profile", [1]) == ["profile", 1]
     assert engine.has_work()
     [delta] = engine.step()
     assert len(delta.token_ids) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ async def prepare(intake: Intake[ChatRequest], id_prefix: str) -> tuple[Generati
         context,
         intake.scope,
         [truncate(prompt, body.truncate_prompt_tokens, intake.renderer.max_model_len)],
-        _shaped(params, form, body),
+        await _shaped(params, form, body),
         id_prefix=id_prefix,
         priority=body.priority or 0,
         cache_salt=body.cache_salt,
@@ -106,17 +107,17 @@ def _counts_calls(body: ChatRequest, generation: Generation) -> Callable[[bool],
     )
 
 
-def _shaped(params: SamplingParams, form: RequestFormat, body: ChatRequest) -> SamplingParams:
+async def _shaped(params: SamplingParams, form: RequestFormat, body: ChatRequest) -> SamplingParams:
     """With the grammar that enforces a call, and the tokens that the parser must see."""
     changes: dict[str, object] = {}
-    grammar = form.grammar()
-    if grammar is not None:
+    if form.choice.mode == "required":
         if params.structured_outputs is not None:
             raise InvalidParams(
                 "tool_choice: a required call cannot be combined with structured output",
                 param="tool_choice",
             )
-        changes["structured_outputs"] = grammar
+        # On a thread: tools with large schemas take long to check.
+        changes["structured_outputs"] = await asyncio.to_thread(form.grammar)
     if form.needs_control_tokens and body.skip_special_tokens is None:
         changes["skip_special_tokens"] = False
     return msgspec.structs.replace(params, **changes) if changes else params

@@ -117,6 +117,8 @@ class Generation:
         return tap
 
     def _raise_if_failed(self, update: ChoiceUpdate) -> None:
+        if update.finish_reason in ("abort", "error"):
+            self.context.check_awake()  # it was going to sleep: another time, perhaps
         if update.finish_reason == "error":
             logger.error("request %s failed: %s", self.scope.request_id, update.error)
             raise GenerationError("The engine could not finish this request")

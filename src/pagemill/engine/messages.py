@@ -37,6 +37,12 @@ class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
     request_ids: list[str]
 
 
+class AbortClient(msgspec.Struct, array_like=True, tag="abort_client"):
+    """Stop all requests of a frontend that is gone. Nobody reads their last deltas."""
+
+    client_id: int
+
+
 class Control(msgspec.Struct, array_like=True, tag="control"):
     """Call a method of the engine's control table; answered by one `ControlResult`."""
 
@@ -94,6 +100,7 @@ class EngineStats(msgspec.Struct, array_like=True):
     step_tokens: int = 0  # tokens computed by the last step
     num_draft_tokens: int = 0  # counter
     num_accepted_tokens: int = 0  # counter
+    sleep_level: int = 0  # 0: awake
     num_deferred: int = 0  # of those that wait: until their grammar is compiled
     num_drafts: int = 0  # counter, rows of steps that had drafts
     accepted_by_position: list[int] = []  # counters: how often the first, second, … was accepted
@@ -146,5 +153,5 @@ class EngineStatus(msgspec.Struct, array_like=True, tag="status"):
     stats: EngineStats | None = None
 
 
-ToEngine = AddRequest | AbortRequests | Control
+ToEngine = AddRequest | AbortRequests | AbortClient | Control
 FromEngine = StepOutputs | ControlResult | EngineStatus

@@ -26,7 +26,7 @@ class StepCounters:
         self.sizes[bisect_left(STEP_SIZES, num_tokens)] += 1
 
 
-def read_stats(scheduler: Scheduler, steps: StepCounters) -> EngineStats:
+def read_stats(scheduler: Scheduler, steps: StepCounters, sleep_level: int) -> EngineStats:
     """The numbers now; constant time. Its lists are the counters themselves, and go on."""
     counters, retirement = scheduler.counters, scheduler.retirement
     return EngineStats(
@@ -40,6 +40,7 @@ def read_stats(scheduler: Scheduler, steps: StepCounters) -> EngineStats:
         step_tokens=steps.step_tokens,
         num_draft_tokens=retirement.num_draft_tokens,
         num_accepted_tokens=retirement.num_accepted_tokens,
+        sleep_level=sleep_level,
         num_deferred=scheduler.num_deferred,
         num_drafts=retirement.num_drafts,
         accepted_by_position=retirement.accepted_by_position,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -19,6 +19,7 @@ from pagemill.frontend.outputs import ChoiceUpdate
 from pagemill.metrics import buckets
 from pagemill.metrics.cheap import CheapCounter, CheapHistogram
 from pagemill.metrics.engine_collector import EngineCollector, StatsSource
+from pagemill.metrics.merge import Family, Merged, snapshot
 from pagemill.params import SamplingParams
 
 LABELS = ("model_name", "engine")
@@ -31,7 +32,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._labels = (model_name, engine)
         self._named_labels = dict(zip(LABELS, self._labels, strict=True))
-        self.registry.register(EngineCollector(source, self._named_labels))
+        self._engine = EngineCollector(source, self._named_labels)
+        self.registry.register(self._engine)
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._make_counters()
@@ -174,10 +176,22 @@ class Metrics:
         self._http_total.labels(method, handler, str(status)).inc()
         self._http.labels(method, handler, str(status)).observe(seconds)
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The scrape in the format that the Accept header prefers, and its content type."""
+    def snapshot(self) -> list[Family]:
+        """The counts of this process alone, without the engine's."""
+        engines = {metric.name for metric in self._engine.collect()}
+        own = (metric for metric in self.registry.collect() if metric.name not in engines)
+        return snapshot(own)
+
+    def render(self, accept: str, others: Sequence[Sequence[Family]] = ()) -> tuple[bytes, str]:
+        """The scrape in the format that the Accept header prefers, and its content type.
+
+        `others` are the snapshots of further processes, which are added.
+        """
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        if not others:
+            return encode(self.registry), content_type
+        merged: Any = Merged(self.registry.collect(), others)
+        return encode(merged), content_type
 
 
 class _ChoiceTimes:
