@@ -14,6 +14,7 @@ from pagemill.layers.base import BuildContext
 from pagemill.layers.mlp import GatedMLP
 from pagemill.layers.norm import RMSNorm
 from pagemill.models.causal_lm import CausalLM
+from pagemill.ops.fused import Stream
 
 
 class LlamaLayer(nn.Module):
@@ -34,18 +35,20 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(ctx, config.hidden_size, config.norm_eps)
         self.mlp = GatedMLP(config, ctx)
 
-    def forward(
-        self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch
-    ) -> Tensor | None:
-        """With fused kernels the residual is up to date at once, and there is no hidden."""
-        if hidden is None and self.self_attn.fuses(batch) and self.mlp.fuses(batch.num_tokens):
-            self.self_attn.add_fused(self.input_layernorm, residual, batch)
-            self.mlp.add_fused(self.post_attention_layernorm, residual)
-            return None
+    @property
+    def fusible(self) -> bool:
+        return self.mlp.fusible
+
+    def forward(self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch) -> Tensor:
         hidden = self.input_layernorm.after_add(hidden, residual)
         hidden = self.self_attn.forward(hidden, batch)
         hidden = self.post_attention_layernorm.after_add(hidden, residual)
         return self.mlp.forward(hidden)
+
+    def add_fused(self, stream: Stream, next_norm: Tensor, batch: ForwardBatch) -> None:
+        """`forward` and the addition of what it returns."""
+        self.self_attn.add_fused(stream, self.post_attention_layernorm.weight, batch)
+        self.mlp.add_fused(stream, next_norm)
 
 
 def build(config: ModelConfig, ctx: BuildContext) -> CausalLM:
