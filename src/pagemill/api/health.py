@@ -21,6 +21,8 @@ PROBE_TIMEOUT_SECONDS = 30.0
 async def health(context: ServerContext, request: Request) -> Response:
     """200 while the engine's loop turns; with `?generate=1` only if it makes a token."""
     state = _state(context)
+    if context.client.stats.sleep_level:
+        return _respond(state)  # no token can be made, which is no fault
     if state.status == "ok" and request.query_params.get("generate") in ("1", "true"):
         async with context.probe_lock:
             state = await _generate_one(context, RequestScope.of(request))
@@ -32,6 +34,8 @@ async def ready(context: ServerContext, request: Request) -> Response:
     state = _state(context)
     if state.status == "ok" and context.admission.draining:
         state = HealthResponse("draining")
+    elif state.status == "ok" and context.client.stats.sleep_level:
+        state = HealthResponse("sleeping")
     return _respond(state)
 
 
@@ -74,5 +78,6 @@ async def version(context: ServerContext, request: Request) -> Response:
 
 async def metrics(context: ServerContext, request: Request) -> Response:
     """The metrics, for Prometheus."""
-    body, content_type = context.metrics.render(request.headers.get("accept", ""))
+    others = await context.peers.metrics()
+    body, content_type = context.metrics.render(request.headers.get("accept", ""), others)
     return Response(body, headers={"content-type": content_type})

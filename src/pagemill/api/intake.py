@@ -37,6 +37,7 @@ async def take_in(
     renderer = context.require_ready()
     model = context.check_model(body.model)
     scope = RequestScope.of(request)
+    scope.model = model
     scope.adopt_id(body.request_id)
     return Intake(body, context, renderer, scope, model, refuse_unsupported(body))
 
@@ -51,4 +52,5 @@ def intake_of(
     renderer = context.require_ready()
     model = context.check_model(chat.model)
     scope = RequestScope.of(request)
+    scope.model = model
     return Intake(chat, context, renderer, scope, model, refuse_unsupported(given))

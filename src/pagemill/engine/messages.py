@@ -12,6 +12,9 @@ import msgspec
 
 from pagemill.params import SamplingParams
 
+# Upper bounds of the tokens of a step, inclusive, by which steps are counted.
+STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -32,6 +35,12 @@ class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
     """Stop these requests; each is answered by a last delta with finish_reason "abort"."""
 
     request_ids: list[str]
+
+
+class AbortClient(msgspec.Struct, array_like=True, tag="abort_client"):
+    """Stop all requests of a frontend that is gone. Nobody reads their last deltas."""
+
+    client_id: int
 
 
 class Control(msgspec.Struct, array_like=True, tag="control"):
@@ -91,6 +100,12 @@ class EngineStats(msgspec.Struct, array_like=True):
     step_tokens: int = 0  # tokens computed by the last step
     num_draft_tokens: int = 0  # counter
     num_accepted_tokens: int = 0  # counter
+    sleep_level: int = 0  # 0: awake
+    num_deferred: int = 0  # of those that wait: until their grammar is compiled
+    num_drafts: int = 0  # counter, rows of steps that had drafts
+    accepted_by_position: list[int] = []  # counters: how often the first, second, … was accepted
+    step_sizes: list[int] = []  # counters of steps by tokens, for `STEP_SIZES` and what is larger
+    tokens_computed: int = 0  # counter, of all steps
 
 
 class StepOutputs(msgspec.Struct, array_like=True, tag="outputs"):
@@ -138,5 +153,5 @@ class EngineStatus(msgspec.Struct, array_like=True, tag="status"):
     stats: EngineStats | None = None
 
 
-ToEngine = AddRequest | AbortRequests | Control
+ToEngine = AddRequest | AbortRequests | AbortClient | Control
 FromEngine = StepOutputs | ControlResult | EngineStatus

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.channel import ClientChannel, EngineAddress
 from pagemill.engine.messages import (
+    AbortClient,
     AbortRequests,
     Control,
     ControlResult,
@@ -23,6 +24,8 @@ from pagemill.engine.messages import (
     StepOutputs,
 )
 from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
+from pagemill.frontend.board import Board, LoneBoard
+from pagemill.frontend.grammar_checks import GrammarChecks
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
@@ -56,6 +59,7 @@ class _OpenChoice:
 
     processor: OutputProcessor
     mailbox: Mailbox
+    num_waiting: int  # tokens of the prompt until the first one comes, then 0
 
 
 class ZmqEngineClient:
@@ -72,6 +76,7 @@ class ZmqEngineClient:
         *,
         client_id: int = 0,
         monitor: EngineMonitor | None = None,
+        board: Board | None = None,
     ) -> None:
         self._engine = engine
         self._validator: RequestValidator | None = None
@@ -79,7 +84,13 @@ class ZmqEngineClient:
         self._client_id = client_id
         self._monitor = monitor or EngineMonitor()
         self._hasher = PromptHasher(config)
-        self._limit = QueueLimit(config.max_num_queued_reqs)
+        self._board = board or LoneBoard()
+        self._limit = QueueLimit(
+            config.max_num_queued_reqs,
+            max_tokens=config.max_num_queued_tokens,
+            board=self._board,
+        )
+        self._grammars = GrammarChecks()
         self._choices: dict[str, _OpenChoice] = {}  # by engine request id
         self._requests: dict[str, list[str]] = {}  # request id -> engine request ids
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -114,6 +125,7 @@ class ZmqEngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail("the server is shutting down")
+        self._grammars.close()
         await asyncio.to_thread(self._engine.stop)
         if self._channel is not None:
             self._channel.close()
@@ -149,13 +161,16 @@ class ZmqEngineClient:
                 yield ChoiceUpdate(index, finish_reason="length")
             return
         arrival_time = time.monotonic()
+        if params.structured_outputs is not None:
+            await self._grammars.check(params.structured_outputs)
         hashes = await self._hasher.hash(prompt.token_ids, self.info.block_size, cache_salt, lora)
         additions = engine_requests(request_id, self._client_id, prompt, hashes, params)
         for addition in additions:
             addition.lora, addition.priority = lora, priority
             addition.arrival_time = arrival_time
         mailbox = Mailbox(tap)
-        self._open(request_id, params, [a.request_id for a in additions], mailbox)
+        engine_ids = [a.request_id for a in additions]
+        self._open(request_id, params, engine_ids, mailbox, len(prompt.token_ids))
         try:
             for addition in additions:
                 self._send(addition)
@@ -175,6 +190,10 @@ class ZmqEngineClient:
             self._send(AbortRequests(open_ids))
         return len(found)
 
+    def abort_client(self, client_id: int) -> None:
+        """Abort everything of another frontend, which is gone."""
+        self._send(AbortClient(client_id))
+
     async def control(self, method: str, *args: Any) -> Any:
         """See `EngineClient.control`."""
         _ = self.info  # raises EngineDeadError
@@ -193,22 +212,36 @@ class ZmqEngineClient:
         return self._validator.resolve(prompt, params, info.max_model_len)
 
     def _open(
-        self, request_id: str, params: SamplingParams, engine_ids: list[str], mailbox: Mailbox
+        self,
+        request_id: str,
+        params: SamplingParams,
+        engine_ids: list[str],
+        mailbox: Mailbox,
+        num_tokens: int,
     ) -> None:
         """Register the choices. Raises before anything is registered."""
-        self._limit.check(params.n, len(self._choices), self.info.max_num_seqs)
         if request_id in self._requests:
             raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
+        num_open = len(self._choices) + self._board.choices_elsewhere()
+        self._limit.check(params.n, num_open, self.info.max_num_seqs)
+        self._limit.queue(params.n * num_tokens)
         self._requests[request_id] = engine_ids
         for index, engine_id in enumerate(engine_ids):
             processor = OutputProcessor(index, params, self._tokenizer)
-            self._choices[engine_id] = _OpenChoice(processor, mailbox)
+            self._choices[engine_id] = _OpenChoice(processor, mailbox, num_tokens)
+        self._board.set_choices(len(self._choices))
 
     def _close_request(self, request_id: str) -> None:
         """Forget the request, and abort whatever of it still runs."""
         engine_ids = self._requests.pop(request_id)
-        running = [i for i in engine_ids if self._choices.pop(i, None) is not None]
+        running = []
+        for engine_id in engine_ids:
+            choice = self._choices.pop(engine_id, None)
+            if choice is not None:
+                self._limit.started(choice.num_waiting)
+                running.append(engine_id)
         if running:
+            self._board.set_choices(len(self._choices))
             self._send(AbortRequests(running))
 
     def _send(self, message: Any) -> None:
@@ -238,12 +271,16 @@ class ZmqEngineClient:
             choice = self._choices.get(delta.request_id)
             if choice is None:
                 continue
+            if choice.num_waiting:
+                self._limit.started(choice.num_waiting)
+                choice.num_waiting = 0
             update = choice.processor.process(delta)
             if update is not None:
                 choice.mailbox.put(update)
             if choice.processor.finished:
                 del self._choices[delta.request_id]
                 self._limit.finished()
+                self._board.set_choices(len(self._choices))
                 if choice.processor.stopped_early:
                     stopped.append(delta.request_id)
         if stopped:
@@ -273,6 +310,8 @@ class ZmqEngineClient:
             self._monitor.fail(detail)
         self._settled.set()
         choices, self._choices = self._choices, {}
+        self._board.set_choices(0)
+        self._board.set_queued_tokens(0)
         for choice in choices.values():
             update = choice.processor.fail(detail)
             if update is not None:
