@@ -28,15 +28,11 @@ def choose_splits(pairs: int, sms: int, longest: int) -> SplitPlan:
     each, so a full device gets none unless a row may have more than LONG tokens.
     """
     wanted = cdiv(PROGRAMS_PER_SM * sms, pairs)
-    if wanted <= 4:
-        if longest > LONG:
-            return SplitPlan(4, 2048 if wanted == 1 else 512)
-        return SplitPlan(1, LONG) if wanted == 1 else SplitPlan(2, 256)
-    if wanted <= 8:
+    if wanted > 16:
+        return SplitPlan(64, 32, block_n=32, early=True)
+    if wanted > 1:
         return SplitPlan(4, 256, early=True)
-    if wanted <= 16:
-        return SplitPlan(8, 128, early=True)
-    return SplitPlan(16 if wanted <= 32 else 64, 32, block_n=32, early=True)
+    return SplitPlan(4, 2048, early=True) if longest > LONG else SplitPlan(1, LONG)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
-"""Linear layers for 2 to 256 tokens, with their neighbours fused in.
+"""Linear layers for a few tokens, with their neighbours fused in.
 
 The weights are the tall operand (W x^T), so that few tokens waste little of a tile. Narrow layers
 are split over the input as well; the program of a tile that finishes last adds the pieces in a
-fixed order, so results do not depend on timing. While the kernel in front still runs, programs ask
-for the first of their weights into the L2 cache.
+fixed order, so results do not depend on timing.
 
 RMSNorm takes no kernel of its own: whoever writes the residual stream also writes its product with
 the next norm's weights, and sums of its squares; whoever reads that product scales its rows by
@@ -27,14 +26,11 @@ from pagemill.ops.triton.launch import (
     cdiv,
     next_power_of_2,
     num_sms,
-    prefetch_to_l2,
     supports_pdl,
     wait_for_inputs,
 )
 
 MIN_PIECE = 128  # elements of the input that a program takes at least
-PREFETCH_BYTES = 65_536  # of weights, per program
-LINE = tl.constexpr(64)  # elements of a cache line, where they have two bytes
 NO_ACTIVATION, SILU, GELU = 0, 1, 2
 ACTIVATIONS = {None: NO_ACTIVATION, "silu": SILU, "gelu_tanh": GELU}
 
@@ -69,17 +65,6 @@ def batch_config(
     while 2 * tiles * splits <= sms and in_features >= 2 * splits * MIN_PIECE:
         splits *= 2
     return BatchConfig(block_m, block_n, block_k, splits, 4, 4)
-
-
-@triton.jit
-def _prefetch_weights(
-    w_ptr, first_row, first_col, num_rows, K: tl.constexpr, BLOCK_N: tl.constexpr,
-    LINES: tl.constexpr,
-):  # fmt: skip
-    rows = first_row + tl.arange(0, BLOCK_N)
-    cols = first_col + tl.arange(0, LINES) * LINE
-    at = rows.to(tl.int64)[:, None] * K + cols[None, :]
-    prefetch_to_l2(w_ptr + at, (rows < num_rows)[:, None] & (cols < K)[None, :])
 
 
 @triton.jit
@@ -190,7 +175,6 @@ def _batch_kernel(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     SQUARES: tl.constexpr,
-    LINES: tl.constexpr,
     EVEN: tl.constexpr,
     BIAS: tl.constexpr,
     ADD: tl.constexpr,
@@ -203,13 +187,6 @@ def _batch_kernel(
     tile, split, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = group * BLOCK_M + tl.arange(0, BLOCK_M)
-    if PDL:  # noqa: SIM102 - the outer one is decided when the kernel is compiled
-        if group == 0:
-            up_row = num_rows + tile * BLOCK_N
-            first_col = split * PIECE
-            _prefetch_weights(w_ptr, tile * BLOCK_N, first_col, num_rows, K, BLOCK_N, LINES)
-            if GATED:
-                _prefetch_weights(w_ptr, up_row, first_col, 2 * num_rows, K, BLOCK_N, LINES)
     wait_for_inputs(PDL)
     acc, up_acc = _products(
         x_ptr, w_ptr, rows, tokens, split * PIECE, num_tokens, num_rows, x_stride, K, PIECE,
@@ -315,7 +292,6 @@ def _launch(
         BLOCK_K=config.block_k,
         SPLITS=config.splits,
         SQUARES=0 if squares is None else max(16, next_power_of_2(len(squares))),
-        LINES=_lines(in_features, config),
         EVEN=in_features % (config.splits * config.block_k) == 0 and num_rows % config.block_n == 0,
         BIAS=bias is not None,
         ADD=stream is not None,
@@ -326,13 +302,6 @@ def _launch(
         num_stages=config.num_stages,
         launch_pdl=pdl,
     )
-
-
-def _lines(in_features: int, config: BatchConfig) -> int:
-    """Cache lines of a row of weights that a program asks for early."""
-    piece = cdiv(in_features, config.splits * config.block_k) * config.block_k
-    wanted = next_power_of_2(cdiv(piece, LINE.value))
-    return max(1, min(wanted, PREFETCH_BYTES // (2 * LINE.value * config.block_n)))
 
 
 def batch_linear(

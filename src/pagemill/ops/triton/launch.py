@@ -37,19 +37,6 @@ def wait_for_inputs(PDL: tl.constexpr):
         gdc_wait()
 
 
-@triton.jit
-def prefetch_to_l2(pointers, mask):
-    """Ask for the cache lines at `pointers` where `mask` is set; not in the interpreter."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
-        "=r,l,r",
-        [pointers.to(tl.int64), mask.to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
 @functools.lru_cache(maxsize=64)
 def _supports_pdl(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER

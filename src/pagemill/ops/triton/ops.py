@@ -20,13 +20,10 @@ from pagemill.ops.triton.counters import Counters
 from pagemill.ops.triton.sampling import SamplingRows
 from pagemill.ops.triton.vector_linear import MAX_WIDTH, norm_vector_linear, vector_linear
 
-# Products alone: up to so many tokens, and weights that cuBLAS does not stream at full speed.
-PLAIN_MAX_TOKENS = 16
+# With more tokens cuBLAS is faster, even with a kernel for every operation around it.
+FEW_TOKENS = 16
+# A product alone of several tokens: cuBLAS streams larger weights at the device's bandwidth.
 PLAIN_MAX_ELEMENTS = 16 * 1024 * 1024
-# Products with their neighbours: up to so many tokens, by the width of the input.
-FUSED_MAX_TOKENS = 128
-WIDE_MAX_TOKENS = 64
-WIDE = 2048
 MIN_TILE = 256  # elements of the smallest tile, each of which needs a counter
 
 
@@ -56,7 +53,7 @@ class TritonOps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[T, in] @ [out, in]^T -> [T, out]; own kernels where they beat cuBLAS."""
         num_tokens = x.shape[0] if x.dim() == 2 else 0
-        fits = 1 <= num_tokens <= PLAIN_MAX_TOKENS and x.stride(-1) == 1
+        fits = 1 <= num_tokens <= FEW_TOKENS and x.stride(-1) == 1
         if not fits or not weight.is_contiguous():
             return F.linear(x, weight, bias)
         if num_tokens == 1:
@@ -85,8 +82,8 @@ class TritonOps:
     def fuses(self, num_tokens: int, in_features: int, dtype: torch.dtype) -> bool:
         if num_tokens == 1:
             return in_features <= MAX_WIDTH
-        most = FUSED_MAX_TOKENS if in_features <= WIDE else WIDE_MAX_TOKENS
-        return dtype == torch.bfloat16 and 1 < num_tokens <= most
+        # Float16 might overflow before the norm's scale is applied, float32 is not worth kernels.
+        return dtype == torch.bfloat16 and 1 < num_tokens <= FEW_TOKENS
 
     def begin_stream(self, values: Tensor, norm: Tensor) -> Stream:
         return Stream(values, norm) if len(values) == 1 else begin_stream(values, norm)
