@@ -220,5 +220,5 @@ def test_splits_fill_the_device_and_no_more() -> None:
     def splits(pairs: int, longest: int = 4096) -> int:
         return choose_splits(pairs, 132, longest).num_splits
 
-    assert [splits(pairs) for pairs in (8, 32, 64, 512, 2048)] == [64, 64, 4, 4, 1]
+    assert [splits(pairs) for pairs in (8, 32, 64, 512, 2048)] == [64, 64, 4, 2, 1]
     assert splits(2048, longest=32_768) == 4

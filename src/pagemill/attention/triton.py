@@ -30,9 +30,11 @@ def choose_splits(pairs: int, sms: int, longest: int) -> SplitPlan:
     wanted = cdiv(PROGRAMS_PER_SM * sms, pairs)
     if wanted > 16:
         return SplitPlan(64, 32, block_n=32, early=True)
-    if wanted > 1:
+    if wanted > 4:
         return SplitPlan(4, 256, early=True)
-    return SplitPlan(4, 2048, early=True) if longest > LONG else SplitPlan(1, LONG)
+    if longest > LONG:
+        return SplitPlan(4, 2048 if wanted == 1 else 512, early=True)
+    return SplitPlan(2, 256) if wanted > 1 else SplitPlan(1, LONG)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,16 @@ _PLAIN_WEIGHTS = "none"
 
 @runtime_checkable
 class FusedLayer(Protocol):
-    """A decoder layer that can add itself to the residual stream by fused kernels."""
+    """A decoder layer that can add itself to the residual stream by fused kernels.
 
-    input_layernorm: RMSNorm
+    Members must be the class's own: from Python 3.12 on, `isinstance` looks at nothing else, and
+    submodules of a torch module are no attributes of its class.
+    """
+
+    @property
+    def first_norm(self) -> RMSNorm:
+        """What reads the stream before the layer."""
+        ...
 
     @property
     def fusible(self) -> bool:

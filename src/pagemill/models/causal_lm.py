@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         return self.norm.after_add(hidden, residual)
 
     def _forward_fused(self, ops: FusedOps, residual: Tensor, batch: ForwardBatch) -> Tensor:
-        norms = [*(layer.input_layernorm for layer in self._fusible), self.norm]
+        norms = [*(layer.first_norm for layer in self._fusible), self.norm]
         stream = ops.begin_stream(residual, norms[0].weight)
         for layer, next_norm in zip(self._fusible, norms[1:], strict=True):
             layer.add_fused(stream, next_norm.weight, batch)

@@ -36,6 +36,10 @@ class LlamaLayer(nn.Module):
         self.mlp = GatedMLP(config, ctx)
 
     @property
+    def first_norm(self) -> RMSNorm:
+        return self.input_layernorm
+
+    @property
     def fusible(self) -> bool:
         return self.mlp.fusible
 
