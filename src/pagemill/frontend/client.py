@@ -38,7 +38,7 @@ from pagemill.frontend.pooling import (
     resolve_pooling_params,
 )
 from pagemill.frontend.queue_limit import QueueLimit
-from pagemill.frontend.submission import PromptHasher, engine_requests
+from pagemill.frontend.submission import PromptHasher, engine_request_id, engine_requests
 from pagemill.frontend.tokenizer import Tokenizer
 from pagemill.frontend.validate import RequestValidator
 from pagemill.params import PoolingParams, SamplingParams
@@ -205,7 +205,7 @@ class ZmqEngineClient:
             validator.check_prompt(prompt)
             own = resolve_pooling_params(prompt, params, info)
             hashes = await self._hasher.hash(prompt.token_ids, info.block_size, None, None)
-            name = f"{request_id}-{index}"
+            name = engine_request_id(self._client_id, request_id, index)
             addition = pooling_request(name, self._client_id, prompt, hashes, own)
             addition.priority = priority
             waiting.append((index, addition))
