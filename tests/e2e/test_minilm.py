@@ -51,10 +51,10 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 def test_offline_embeddings_are_those_of_transformers() -> None:
     llm = LLM("minilm", dtype="float32")
-    texts = [*TEXTS, *(f"number {i}" for i in range(1100))]
+    texts = [*TEXTS, *(f"number {i} " * i for i in range(20))]
     outputs = llm.embed(texts, use_tqdm=False)
-    found = np.array([output.outputs.embedding for output in outputs[:40]], np.float32)
-    reference = expected(texts[:40])
+    found = np.array([output.outputs.embedding for output in outputs], np.float32)
+    reference = expected(texts)
     assert np.abs(found - reference).max() < 1e-4
     assert (found * reference).sum(axis=1).min() > 0.9999
     assert llm.embed(TEXTS, use_tqdm=False)[2].outputs.embedding == pytest.approx(found[2])

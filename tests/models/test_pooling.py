@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from models.pooling_harness import ENCODER_SIZES, Float32, engine_of, pool, save_tiny, texts
-from pagemill.errors import ConfigError, ModelLoadError
+from pagemill import LLM
+from pagemill.errors import ConfigError, ModelLoadError, WrongModel
 from pagemill.frontend.outputs import Prompt
 from pagemill.params import PoolingParams
 
@@ -87,6 +88,21 @@ def test_encoders(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(first[i], states[0], atol=2e-5)
         np.testing.assert_allclose(unit_length[i], unit(states[0]), atol=1e-5)
         np.testing.assert_allclose(by_token[i], states, atol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("float32", 5e-3)])
+def test_encoders_and_decoders_on_a_gpu(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    encoder, decoder = tmp_path / "encoder", tmp_path / "decoder"
+    bert = save_tiny(encoder, "BertConfig", "AutoModel", ENCODER_SIZES)
+    qwen = save_tiny(decoder, "Qwen3Config", "AutoModel", head_dim=32)
+    prompts = texts(LENGTHS)
+    for folder, model, token in ((encoder, bert, 0), (decoder, qwen, -1)):
+        with engine_of(folder, device="cuda", dtype=dtype, max_num_batched_tokens=128) as engine:
+            found = pool(engine, prompts)
+        for vector, prompt in zip(found, prompts, strict=True):
+            expected = unit(hidden_states(model, prompt)[token])
+            assert float(vector @ expected) > 1 - tolerance
 
 
 def test_mean_over_tokens_and_the_length_of_sentence_transformers(tmp_path: Path) -> None:
@@ -179,6 +195,17 @@ def test_shorter_embeddings_where_the_model_allows(tmp_path: Path) -> None:
         short = pool(engine, prompts, PoolingParams(dimensions=16))
     for own, cut in zip(whole, short, strict=True):
         np.testing.assert_allclose(cut, unit(own[:16]), atol=1e-6)
+
+
+def test_offline_calls_take_more_prompts_than_a_server_would_queue(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "BertConfig", "AutoModel", ENCODER_SIZES)
+    llm = LLM(str(tmp_path), skip_tokenizer_init=True, max_num_seqs=64)
+    outputs = llm.encode([[5, i % 100 + 3] for i in range(1300)], use_tqdm=False)
+    assert len(outputs) == 1300
+    np.testing.assert_allclose(outputs[7].outputs.data, outputs[107].outputs.data, atol=1e-6)
+    with pytest.raises(WrongModel, match="no text"):
+        llm.generate([[5]])
+    llm.shutdown()
 
 
 def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:
