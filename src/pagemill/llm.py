@@ -237,6 +237,21 @@ class LLM:
         """Forget all cached prompts."""
         self._engine.control("reset_prefix_cache", [])
 
+    def sleep(self, level: int = 1) -> None:
+        """Give up the device's memory until `wake_up`; nothing can be generated meanwhile.
+
+        Level 1 keeps the weights in the host's memory, 2 drops them. Raises PageMillError.
+        """
+        self._engine.control("sleep", [level])
+
+    def wake_up(self) -> None:
+        """Be as before `sleep`, with an empty prefix cache. Raises ModelLoadError."""
+        self._engine.control("wake_up", [])
+
+    @property
+    def is_sleeping(self) -> bool:
+        return self._engine.stats().sleep_level > 0
+
     def shutdown(self) -> None:
         """Give the model's memory back; nothing can be generated afterwards."""
         self._engine.shutdown()

@@ -216,9 +216,16 @@ class FakeClient:
         return outputs
 
     async def control(self, method: str, *args: Any) -> Any:
-        if method != "reset_prefix_cache":
+        if method not in ("reset_prefix_cache", "prepare_sleep", "sleep", "wake_up"):
             raise PageMillError(f"no such method: {method}")
         self.controls.append((method, args))
+        if method == "wake_up":
+            self.stats.sleep_level = 0
+        elif method.endswith("sleep"):
+            self.stats.sleep_level = args[0]
+            if method == "sleep":
+                self.aborted |= self.open_ids
+            return len(self.open_ids)
         return True
 
 

@@ -22,6 +22,8 @@ PROBE_TIMEOUT_SECONDS = 30.0
 async def health(context: ServerContext, request: Request) -> Response:
     """200 while the engine's loop turns; with `?generate=1` only if it makes a token."""
     state = _state(context)
+    if context.client.stats.sleep_level:
+        return _respond(state)  # no token can be made, which is no fault
     if state.status == "ok" and request.query_params.get("generate") in ("1", "true"):
         async with context.probe_lock:
             state = await _probe(context, RequestScope.of(request))
@@ -33,6 +35,8 @@ async def ready(context: ServerContext, request: Request) -> Response:
     state = _state(context)
     if state.status == "ok" and context.admission.draining:
         state = HealthResponse("draining")
+    elif state.status == "ok" and context.client.stats.sleep_level:
+        state = HealthResponse("sleeping")
     return _respond(state)
 
 

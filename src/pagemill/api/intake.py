@@ -38,6 +38,7 @@ async def take_in(
     model = context.check_model(body.model)
     context.require_generation()
     scope = RequestScope.of(request)
+    scope.model = model
     scope.adopt_id(body.request_id)
     return Intake(body, context, renderer, scope, model, refuse_unsupported(body))
 
@@ -53,4 +54,5 @@ def intake_of(
     model = context.check_model(chat.model)
     context.require_generation()
     scope = RequestScope.of(request)
+    scope.model = model
     return Intake(chat, context, renderer, scope, model, refuse_unsupported(given))

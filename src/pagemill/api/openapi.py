@@ -29,7 +29,8 @@ _ERRORS = {
     408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not JSON",
-    429: "The key has too many requests open",
+    429: "The key has too many requests open, or uses too much a minute",
+    431: "The headers are too large",
     500: "The server failed",
     503: "Loading, overloaded or shutting down",
 }

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pagemill.api.direct import EXTENSION
+from pagemill.cli.header_guard import GuardedProtocol
 from pagemill.config.args import ServeArgs
 
 IDLE_SECONDS = 75  # of a connection without a request; longer than clients keep theirs
@@ -25,17 +26,23 @@ class ChunkWriter:
     def __init__(self, protocol: HttpToolsProtocol) -> None:
         self._protocol = protocol
 
-    def write(self, data: bytes) -> bool:
-        """See `BodyWriter.write`."""
+    def is_ready(self) -> bool:
+        """See `BodyWriter.is_ready`."""
         protocol = self._protocol
-        if protocol.flow.write_paused or protocol.transport.is_closing():
-            return False
-        protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
+        return not (protocol.flow.write_paused or protocol.transport.is_closing())
+
+    def write(self, data: bytes) -> None:
+        """See `BodyWriter.write`."""
+        if data:
+            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def abort(self) -> None:
+        """See `BodyWriter.abort`."""
+        self._protocol.transport.abort()
 
 
-class StreamingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a `ChunkWriter` in the scope's extensions."""
+class StreamingProtocol(GuardedProtocol):
+    """The guarded protocol, with a `ChunkWriter` in the scope's extensions."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

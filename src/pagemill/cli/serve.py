@@ -29,6 +29,10 @@ def serve(args: ServeArgs, *, engine_command: Sequence[str] | None = None) -> in
     keys = api_keys(args, os.environ)
     check_exposure(args, keys)
     check_tls(args)
+    if args.otlp_endpoint is not None:
+        from pagemill.api.tracing import traces_url
+
+        traces_url(args.otlp_endpoint)  # raises what is wrong with it
     configure_logging(args.log_level, as_json=args.json_logs)
     allow_many()
     console = Console(sys.stdout)

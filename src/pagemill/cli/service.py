@@ -12,8 +12,9 @@ from pagemill.api.app import build_app
 from pagemill.api.context import ServerContext
 from pagemill.api.forward import OwnerDoor
 from pagemill.api.middleware import KeyRing
+from pagemill.cli.access import admin_keys
 from pagemill.cli.console import Console
-from pagemill.cli.frontend import make_context, open_for_requests
+from pagemill.cli.frontend import close_context, make_context, open_for_requests
 from pagemill.cli.http import HttpServer
 from pagemill.cli.listen import address
 from pagemill.cli.loading import wait_loaded
@@ -61,7 +62,13 @@ class Service:
                 self._launch(len(listeners)), others, board, client.abort_client
             )
         context = make_context(
-            self._args, self._plan, self._keys, client, board=board, peers=self._pool
+            self._args,
+            self._plan,
+            self._keys,
+            client,
+            board=board,
+            peers=self._pool,
+            rate_file=None if board is None else WorkerFiles(self._engine.folder).rates,
         )
         stop = StopSignals(self._end_at_once)
         stop.install()
@@ -83,6 +90,7 @@ class Service:
                 await asyncio.to_thread(self._pool.stop)
             await asyncio.gather(*serving)
             await client.close()
+            await close_context(context)
             self._console.line("stopped")
 
     def _servers(self, context: ServerContext) -> list[HttpServer]:
@@ -95,8 +103,7 @@ class Service:
         return servers
 
     def _board(self, num_frontends: int) -> SharedBoard:
-        admin = (self._args.admin_key,) if self._args.admin_key else ()
-        ids = KeyRing.of(self._keys, admin).ids
+        ids = KeyRing.of(self._keys, admin_keys(self._args, os.environ)).ids
         return SharedBoard(WorkerFiles(self._engine.folder).board, 0, num_frontends, ids)
 
     def _launch(self, num_frontends: int) -> WorkerLaunch:

@@ -104,6 +104,9 @@ class ServeArgs:
     log_level: str = flag(
         "info", _SERVER, "how much to log", choices=("debug", "info", "warning", "error")
     )
+    otlp_endpoint: str | None = flag(
+        None, _SERVER, "send traces to an OTLP collector; needs pagemill[otel]", metavar="URL"
+    )
     json_logs: bool = flag(False, _SERVER, "log one JSON object a line", kind=bool)
 
     api_key: tuple[str, ...] = flag(
@@ -112,6 +115,18 @@ class ServeArgs:
     api_key_file: str | None = flag(None, _ACCESS, "file with one key a line", metavar="FILE")
     admin_key: str | None = flag(
         None, _ACCESS, "key for the administrative endpoints, which are off without", metavar="KEY"
+    )
+    allowed_host: tuple[str, ...] = flag(
+        (), _ACCESS, "Host header to answer, several allowed; default: by --host", metavar="NAME"
+    )
+    max_requests_per_key: int = flag(
+        4096, _ACCESS, "most requests of one key at once; more get 429", kind=int, metavar="N"
+    )
+    rate_limit_requests: int = flag(
+        0, _ACCESS, "requests a minute for each key; 0: any number", kind=int, metavar="N"
+    )
+    rate_limit_tokens: int = flag(
+        0, _ACCESS, "tokens a minute for each key; 0: any number", kind=int, metavar="N"
     )
     no_auth: bool = flag(
         False, _ACCESS, "listen beyond this machine without a key", kind=bool, name="--no-auth"
@@ -170,6 +185,9 @@ class ServeArgs:
     )
     max_num_queued_reqs: int = flag(
         1024, _SCHEDULE, "most requests waiting; more get 503", kind=int, metavar="N"
+    )
+    max_num_queued_tokens: int | None = flag(
+        None, _SCHEDULE, "most prompt tokens waiting; more get 503", kind=int, metavar="N"
     )
     scheduling_policy: str = flag(
         "fcfs", _SCHEDULE, "order of waiting requests", choices=("fcfs", "priority")

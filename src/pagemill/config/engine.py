@@ -33,6 +33,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     overlap: bool = True
     scheduling_policy: str = "fcfs"
     max_num_queued_reqs: int = 1024
+    max_num_queued_tokens: int = 0  # 0: any number
     prefill_share: float = 1.0  # of the token budget that one prompt may take in a step
     speculative: str = "none"  # "none" | "ngram"
     num_speculative_tokens: int = 0

@@ -61,6 +61,7 @@ def resolve(
         overlap=args.overlap,
         scheduling_policy=args.scheduling_policy,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        max_num_queued_tokens=args.max_num_queued_tokens or 0,
         prefill_share=PREFILL_SHARE,
         speculative=args.speculative,
         num_speculative_tokens=0 if args.speculative == "none" else args.num_speculative_tokens,
@@ -102,7 +103,7 @@ def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
 def _check(args: ServeArgs) -> None:
     """Refuse numbers that can never work."""
     positive = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes")
-    for name in (*positive, "threads", "max_num_queued_reqs"):
+    for name in (*positive, "threads", "max_num_queued_reqs", "max_num_queued_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

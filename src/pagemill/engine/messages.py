@@ -13,6 +13,9 @@ import msgspec
 from pagemill.config.pooling import PoolingConfig
 from pagemill.params import PoolingParams, SamplingParams
 
+# Upper bounds of the tokens of a step, inclusive, by which steps are counted.
+STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -104,6 +107,12 @@ class EngineStats(msgspec.Struct, array_like=True):
     step_tokens: int = 0  # tokens computed by the last step
     num_draft_tokens: int = 0  # counter
     num_accepted_tokens: int = 0  # counter
+    sleep_level: int = 0  # 0: awake
+    num_deferred: int = 0  # of those that wait: until their grammar is compiled
+    num_drafts: int = 0  # counter, rows of steps that had drafts
+    accepted_by_position: list[int] = []  # counters: how often the first, second, … was accepted
+    step_sizes: list[int] = []  # counters of steps by tokens, for `STEP_SIZES` and what is larger
+    tokens_computed: int = 0  # counter, of all steps
 
 
 class StepOutputs(msgspec.Struct, array_like=True, tag="outputs"):

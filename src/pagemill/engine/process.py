@@ -99,6 +99,7 @@ class EngineLoop:
             self._engine.abort(self._clients.of(message.client_id))
         else:
             self._channel.send(message.client_id, self._call(message))
+            self._next_heartbeat = 0.0  # it may have changed what every frontend should know
 
     def _call(self, message: Control) -> ControlResult:
         try:

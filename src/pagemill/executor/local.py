@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,8 +24,9 @@ from pagemill.device.base import Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
-from pagemill.executor.base import PendingResult
+from pagemill.executor.base import PendingResult, Runner
 from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
+from pagemill.executor.sleeping import Recipe, Resident
 from pagemill.layers.base import BuildContext
 from pagemill.models.base import AnyModel, PooledModel
 from pagemill.models.loader import load_model
@@ -57,20 +59,11 @@ _DTYPES = {
 _QUANTIZED_BYTES = 1  # at least, per weight
 
 
-class Runner(Protocol):
-    """Runs batches in order on one device, for text or for vectors."""
-
-    def forward(self, batch: Batch) -> None: ...
-
-    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult: ...
-
-
 class LocalExecutor:
     """Implements `Executor` with a runner in this process."""
 
-    def __init__(self, runner: Runner, device: Device, info: EngineInfo) -> None:
-        self._runner: Runner | None = runner
-        self._device = device
+    def __init__(self, resident: Resident, info: EngineInfo) -> None:
+        self._resident = resident
         self._info = info
 
     @property
@@ -78,21 +71,27 @@ class LocalExecutor:
         return self._info
 
     def forward(self, batch: Batch) -> None:
-        assert self._runner is not None, "the executor was shut down"
-        self._runner.forward(batch)
+        runner = self._resident.runner
+        assert runner is not None, "the executor sleeps or was shut down"
+        runner.forward(batch)
 
     def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult:
-        assert self._runner is not None, "the executor was shut down"
-        return self._runner.sample(batch, bitmask)
+        runner = self._resident.runner
+        assert runner is not None, "the executor sleeps or was shut down"
+        return runner.sample(batch, bitmask)
 
     def control(self, method: str, args: list[Any]) -> Any:
-        """Raises PageMillError: there is nothing yet to control."""
-        raise PageMillError(f"this engine has no operation {method!r}")
+        """`sleep` with a level, or `wake_up`. Raises PageMillError for others."""
+        match method, args:
+            case "sleep", [int(level)]:
+                return self._resident.sleep(level)
+            case "wake_up", []:
+                return self._resident.wake_up()
+        raise PageMillError(f"this engine has no operation {method!r} with {len(args)} arguments")
 
     def shutdown(self) -> None:
         """Finish what was submitted and let go of weights and cache."""
-        self._device.close()
-        self._runner = None
+        self._resident.close()
 
 
 def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
@@ -114,10 +113,20 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = _decode_ops(config, context.ops, attention)
-    runner = _build_runner(fitted, model, device, attention, fit.num_blocks, decode_ops)
-    if isinstance(runner, ModelRunner) and decode_ops is not None:
+    if decode_ops is not None and config.pooling is None:
         report("capturing graphs of decode steps")
-        runner.capture_graphs()
+    recipe = Recipe(
+        load=partial(_reload, config, model_config, context, checkpoint, device),
+        start=partial(
+            _start_runner,
+            fitted,
+            device=device,
+            attention=attention,
+            num_blocks=fit.num_blocks,
+            decode_ops=decode_ops,
+        ),
+    )
+    resident = Resident(model, recipe.start(model), device, recipe)
     info = EngineInfo(
         max_model_len=fit.max_model_len,
         num_blocks=fit.num_blocks,
@@ -132,7 +141,39 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         cache_bytes=fit.num_bytes,
         pooling=config.pooling,
     )
-    return LocalExecutor(runner, device, info)
+    return LocalExecutor(resident, info)
+
+
+def _reload(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    context: BuildContext,
+    checkpoint: Checkpoint,
+    device: Device,
+) -> AnyModel:
+    """The model again, after its weights were dropped. Raises ModelLoadError."""
+    _check_weights_fit(config, model_config, context, device)
+    return _load(config, model_config, context, checkpoint, _say_nothing)
+
+
+def _say_nothing(phase: str) -> None:
+    """Phases are of a start."""
+
+
+def _start_runner(
+    config: EngineConfig,
+    model: AnyModel,
+    *,
+    device: Device,
+    attention: AttentionBackend,
+    num_blocks: int,
+    decode_ops: DecodeOps | None,
+) -> Runner:
+    """A runner with its graphs. Raises ModelLoadError when the cache does not fit."""
+    runner = _build_runner(config, model, device, attention, num_blocks, decode_ops)
+    if isinstance(runner, ModelRunner) and decode_ops is not None:
+        runner.capture_graphs()
+    return runner
 
 
 def _with_kernels(config: EngineConfig, device: Device, report: Report) -> EngineConfig:

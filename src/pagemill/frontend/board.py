@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 _CELL = 8  # bytes
+_CHOICES, _QUEUED_TOKENS, _FIRST_KEY = 0, 1, 2  # columns
 
 
 class Board(Protocol):
@@ -25,6 +26,14 @@ class Board(Protocol):
 
     def choices_elsewhere(self) -> int:
         """Engine requests that the others have open."""
+        ...
+
+    def set_queued_tokens(self, count: int) -> None:
+        """Tokens of prompts that wait for their first token here."""
+        ...
+
+    def queued_tokens_elsewhere(self) -> int:
+        """Tokens of prompts that wait in the others."""
         ...
 
     def set_key(self, key_id: str, count: int) -> None:
@@ -49,6 +58,12 @@ class LoneBoard:
     def choices_elsewhere(self) -> int:
         return 0
 
+    def set_queued_tokens(self, count: int) -> None:
+        return
+
+    def queued_tokens_elsewhere(self) -> int:
+        return 0
+
     def set_key(self, key_id: str, count: int) -> None:
         return
 
@@ -60,11 +75,11 @@ class LoneBoard:
 
 
 class SharedBoard:
-    """A file in memory: a row for each process, with the choices and a column for each key."""
+    """A file in memory: a row for each process, with choices, tokens and a column for each key."""
 
     def __init__(self, path: Path, row: int, num_rows: int, key_ids: Sequence[str]) -> None:
-        self._columns = {key_id: 1 + i for i, key_id in enumerate(dict.fromkeys(key_ids))}
-        self._width = 1 + len(self._columns)
+        self._columns = {key_id: _FIRST_KEY + i for i, key_id in enumerate(dict.fromkeys(key_ids))}
+        self._width = _FIRST_KEY + len(self._columns)
         self._row, self._num_rows = row, num_rows
         size = self._width * num_rows * _CELL
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -77,13 +92,19 @@ class SharedBoard:
         self._cells = memoryview(self._memory).cast("q")
 
     def set_choices(self, count: int) -> None:
-        self._cells[self._row * self._width] = count
+        self._set(_CHOICES, count)
 
     def choices_elsewhere(self) -> int:
-        return self._elsewhere(0)
+        return self._elsewhere(_CHOICES)
+
+    def set_queued_tokens(self, count: int) -> None:
+        self._set(_QUEUED_TOKENS, count)
+
+    def queued_tokens_elsewhere(self) -> int:
+        return self._elsewhere(_QUEUED_TOKENS)
 
     def set_key(self, key_id: str, count: int) -> None:
-        self._cells[self._row * self._width + self._columns[key_id]] = count
+        self._set(self._columns[key_id], count)
 
     def key_elsewhere(self, key_id: str) -> int:
         return self._elsewhere(self._columns[key_id])
@@ -100,6 +121,9 @@ class SharedBoard:
         """Let go of the memory."""
         self._cells.release()
         self._memory.close()
+
+    def _set(self, column: int, count: int) -> None:
+        self._cells[self._row * self._width + column] = count
 
     def _elsewhere(self, column: int) -> int:
         rows = range(self._num_rows)

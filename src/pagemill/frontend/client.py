@@ -26,6 +26,7 @@ from pagemill.engine.messages import (
 )
 from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
 from pagemill.frontend.board import Board, LoneBoard
+from pagemill.frontend.grammar_checks import GrammarChecks
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
@@ -66,6 +67,7 @@ class _OpenChoice:
 
     processor: OutputProcessor | PoolingProcessor
     mailbox: Mailbox
+    num_waiting: int = 0  # tokens of the prompt until the first one comes; 0: not counted
 
 
 class ZmqEngineClient:
@@ -90,8 +92,13 @@ class ZmqEngineClient:
         self._client_id = client_id
         self._monitor = monitor or EngineMonitor()
         self._hasher = PromptHasher(config)
-        self._limit = QueueLimit(config.max_num_queued_reqs)
         self._board = board or LoneBoard()
+        self._limit = QueueLimit(
+            config.max_num_queued_reqs,
+            max_tokens=config.max_num_queued_tokens,
+            board=self._board,
+        )
+        self._grammars = GrammarChecks()
         self._choices: dict[str, _OpenChoice] = {}  # by engine request id
         self._requests: dict[str, list[str]] = {}  # request id -> engine request ids
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -126,6 +133,7 @@ class ZmqEngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail("the server is shutting down")
+        self._grammars.close()
         await asyncio.to_thread(self._engine.stop)
         if self._channel is not None:
             self._channel.close()
@@ -161,13 +169,16 @@ class ZmqEngineClient:
                 yield ChoiceUpdate(index, finish_reason="length")
             return
         arrival_time = time.monotonic()
+        if params.structured_outputs is not None:
+            await self._grammars.check(params.structured_outputs)
         hashes = await self._hasher.hash(prompt.token_ids, self.info.block_size, cache_salt, lora)
         additions = engine_requests(request_id, self._client_id, prompt, hashes, params)
         for addition in additions:
             addition.lora, addition.priority = lora, priority
             addition.arrival_time = arrival_time
         mailbox = Mailbox(tap)
-        self._open(request_id, params, [a.request_id for a in additions], mailbox)
+        engine_ids = [a.request_id for a in additions]
+        self._open(request_id, params, engine_ids, mailbox, len(prompt.token_ids))
         try:
             for addition in additions:
                 self._send(addition)
@@ -266,27 +277,40 @@ class ZmqEngineClient:
         return self._validator
 
     def _open(
-        self, request_id: str, params: SamplingParams, engine_ids: list[str], mailbox: Mailbox
+        self,
+        request_id: str,
+        params: SamplingParams,
+        engine_ids: list[str],
+        mailbox: Mailbox,
+        num_tokens: int,
     ) -> None:
         """Register the choices. Raises before anything is registered."""
-        self._reserve(request_id, engine_ids, params.n)
+        self._reserve(request_id, engine_ids, params.n, params.n * num_tokens)
         for index, engine_id in enumerate(engine_ids):
             processor = OutputProcessor(index, params, self._tokenizer)
-            self._choices[engine_id] = _OpenChoice(processor, mailbox)
+            self._choices[engine_id] = _OpenChoice(processor, mailbox, num_tokens)
         self._board.set_choices(len(self._choices))
 
-    def _reserve(self, request_id: str, engine_ids: list[str], num_at_once: int) -> None:
+    def _reserve(
+        self, request_id: str, engine_ids: list[str], num_at_once: int, num_tokens: int = 0
+    ) -> None:
         """Take the ids, if there is room. Raises OverloadedError and InvalidParams."""
-        num_open = len(self._choices) + self._board.choices_elsewhere()
-        self._limit.check(num_at_once, num_open, self.info.max_num_seqs)
         if request_id in self._requests:
             raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
+        num_open = len(self._choices) + self._board.choices_elsewhere()
+        self._limit.check(num_at_once, num_open, self.info.max_num_seqs)
+        self._limit.queue(num_tokens)
         self._requests[request_id] = engine_ids
 
     def _close_request(self, request_id: str) -> None:
         """Forget the request, and abort whatever of it still runs."""
         engine_ids = self._requests.pop(request_id)
-        running = [i for i in engine_ids if self._choices.pop(i, None) is not None]
+        running = []
+        for engine_id in engine_ids:
+            choice = self._choices.pop(engine_id, None)
+            if choice is not None:
+                self._limit.started(choice.num_waiting)
+                running.append(engine_id)
         if running:
             self._board.set_choices(len(self._choices))
             self._send(AbortRequests(running))
@@ -318,6 +342,9 @@ class ZmqEngineClient:
             choice = self._choices.get(delta.request_id)
             if choice is None:
                 continue
+            if choice.num_waiting:
+                self._limit.started(choice.num_waiting)
+                choice.num_waiting = 0
             update = choice.processor.process(delta)
             if update is not None:
                 choice.mailbox.put(update)
@@ -355,6 +382,7 @@ class ZmqEngineClient:
         self._settled.set()
         choices, self._choices = self._choices, {}
         self._board.set_choices(0)
+        self._board.set_queued_tokens(0)
         for choice in choices.values():
             update = choice.processor.fail(detail)
             if update is not None:

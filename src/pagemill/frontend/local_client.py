@@ -62,6 +62,7 @@ class LocalClient:
         was last called. Raises RequestError before anything runs, PageMillError when the engine
         fails a request; then, and at Ctrl-C, the rest is aborted.
         """
+        _check_grammars(params)
         max_model_len = self._engine.info.max_model_len
         resolved = [
             self._validator.resolve(prompt, own, max_model_len)
@@ -221,6 +222,15 @@ class StreamedCollector:
 
     def result(self) -> ChoiceUpdate:
         return self._update
+
+
+def _check_grammars(params: Sequence[SamplingParams]) -> None:
+    """Refuse grammars that cannot be enforced. Raises GrammarError."""
+    for own in params:
+        if own.structured_outputs is not None:
+            from pagemill.grammar.source import check_grammar
+
+            check_grammar(own.structured_outputs)
 
 
 def _joined(chunks: list[LogprobsChunk]) -> LogprobsChunk | None:

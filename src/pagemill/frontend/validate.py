@@ -34,8 +34,8 @@ class RequestValidator:
     def resolve(self, prompt: Prompt, params: SamplingParams, max_model_len: int) -> SamplingParams:
         """The parameters as the engine takes them; `params` stays as it is.
 
-        `max_tokens` becomes a number, at most what the context leaves after the prompt. Raises
-        InvalidParams, ContextTooLong or GrammarError.
+        `max_tokens` becomes a number, at most what the context leaves after the prompt. Grammars
+        are checked elsewhere: they can take long. Raises InvalidParams or ContextTooLong.
         """
         self.check_prompt(prompt)
         self._check_vocabulary(params)
@@ -83,10 +83,6 @@ class RequestValidator:
             check_text(stop, "stop")
         if params.stop_strings and self._tokenizer is None:
             raise InvalidParams("stop strings need a tokenizer, which was not loaded", param="stop")
-        if params.structured_outputs is not None:
-            from pagemill.grammar.source import check_grammar
-
-            check_grammar(params.structured_outputs)
 
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """Each word's tokens at the start of a text and after a space, where these differ."""

@@ -33,6 +33,8 @@ class Retirement:
         self._slots = slots
         self._cache = cache
         self._finish = finish
+        self.num_drafts = 0  # counter, rows of steps that had drafts
+        self.accepted_by_position: list[int] = []  # counters
         self.num_draft_tokens = 0  # counter
         self.num_accepted_tokens = 0  # counter
 
@@ -65,11 +67,20 @@ class Retirement:
         slots.num_pending[sampling] -= num_drafts + 1
         slots.length[sampling] = after
         if num_drafts.any():
-            self.num_draft_tokens += int(num_drafts.sum())
-            self.num_accepted_tokens += int((num_tokens - 1).sum())
+            self._count_drafts(num_drafts, num_tokens - 1)
         # The last token is not computed yet, so it does not complete a block.
         grown: list[int] = rows[(after - 1) // block_size > (before - 1) // block_size].tolist()
         return grown
+
+    def _count_drafts(self, num_drafts: Int32, num_accepted: Int32) -> None:
+        self.num_drafts += int(np.count_nonzero(num_drafts))
+        self.num_draft_tokens += int(num_drafts.sum())
+        self.num_accepted_tokens += int(num_accepted.sum())
+        longest = int(num_drafts.max())
+        missing = longest - len(self.accepted_by_position)
+        self.accepted_by_position += [0] * missing
+        for position in range(longest):
+            self.accepted_by_position[position] += int((num_accepted > position).sum())
 
     def _settle_preempted(self, step: ScheduledStep, current: Bool) -> list[int]:
         """Rows of requests that lost their slot and wait again: their text is still good."""

@@ -83,6 +83,15 @@ class Scheduler:
         return len(self._waiting) + len(self._compiling)
 
     @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    @property
+    def num_deferred(self) -> int:
+        """Of those that wait: how many cannot start before their grammar is compiled."""
+        return len(self._compiling)
+
+    @property
     def has_requests(self) -> bool:
         return bool(self._requests)
 
@@ -110,6 +119,10 @@ class Scheduler:
         """End these requests at once; unknown ones are ignored. Returns their last deltas."""
         found = (self._requests.get(request_id) for request_id in request_ids)
         return [self._end(request, "abort") for request in found if request is not None]
+
+    def abort_all(self) -> list[RequestDelta]:
+        """End every request. Returns their last deltas."""
+        return self.abort(list(self._requests))
 
     def end_overdue(self) -> list[RequestDelta]:
         """End the requests whose time is up. Returns their last deltas."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pagemill.cli.access import api_keys, check_exposure, check_tls, is_loopback
+from pagemill.cli.access import admin_keys, api_keys, check_exposure, check_tls, is_loopback
 from pagemill.cli.listen import address, bind
 from pagemill.config.args import ServeArgs
 from pagemill.errors import ConfigError
@@ -19,6 +19,21 @@ def test_keys_come_from_everywhere_once(tmp_path: Path) -> None:
     args = ServeArgs(api_key=("one", "two"), api_key_file=str(file))
     assert api_keys(args, {"PAGEMILL_API_KEY": "env"}) == ("one", "two", "env", "three")
     assert api_keys(ServeArgs(), {}) == ()
+
+
+def test_admin_keys_come_from_flag_and_environment() -> None:
+    assert admin_keys(ServeArgs(), {}) == ()
+    both = admin_keys(ServeArgs(admin_key="one"), {"PAGEMILL_ADMIN_KEY": "two"})
+    assert both == ("one", "two")
+
+
+@pytest.mark.parametrize("key", ["sha256:", "sha256:abc", "sha256:" + "g" * 64])
+def test_half_a_digest_is_no_key(key: str) -> None:
+    with pytest.raises(ConfigError, match="64 hexadecimal"):
+        api_keys(ServeArgs(api_key=(key,)), {})
+    with pytest.raises(ConfigError, match="64 hexadecimal"):
+        admin_keys(ServeArgs(admin_key=key), {})
+    assert api_keys(ServeArgs(api_key=("sha256:" + "aB" * 32,)), {})
 
 
 @pytest.mark.parametrize("content", ["", "# only a comment\n"])

@@ -11,7 +11,9 @@ import pytest
 
 from pagemill.api.admission import Admission
 from pagemill.api.errors import TooManyRequests
+from pagemill.errors import OverloadedError
 from pagemill.frontend.board import SharedBoard
+from pagemill.frontend.queue_limit import QueueLimit
 
 KEYS = ("-", "aaaa", "bbbb")
 
@@ -55,5 +57,18 @@ def test_a_keys_limit_counts_every_process(tmp_path: Path) -> None:
             held.enter_context(admission.admit("bbbb", 2))
         assert here.num_open == there.num_open == 4
     assert here.num_open == there.num_open == 0
+    for board in boards:
+        board.close()
+
+
+def test_waiting_tokens_count_in_every_process(tmp_path: Path) -> None:
+    boards = [SharedBoard(tmp_path / "board", row, 2, KEYS) for row in range(2)]
+    here, there = (QueueLimit(4, max_tokens=100, board=board) for board in boards)
+    here.queue(80)
+    with pytest.raises(OverloadedError, match="80 tokens"):
+        there.queue(21)
+    there.queue(20)
+    here.started(80)
+    there.queue(80)
     for board in boards:
         board.close()

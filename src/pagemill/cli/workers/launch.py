@@ -49,6 +49,7 @@ class WorkerFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.board = folder / "board"
+        self.rates = folder / "rates"
         self.owner = str(folder / "owner")
 
     def control(self, client_id: int) -> str:

@@ -16,7 +16,8 @@ from pagemill.api.context import ServerContext
 from pagemill.api.forward import Forwarder
 from pagemill.api.middleware import KeyRing
 from pagemill.checkpoint.open import open_checkpoint
-from pagemill.cli.frontend import load_text, make_context, open_for_requests
+from pagemill.cli.access import admin_keys
+from pagemill.cli.frontend import close_context, load_text, make_context, open_for_requests
 from pagemill.cli.http import HttpServer
 from pagemill.cli.logs import configure_logging
 from pagemill.cli.workers.control import Question, serve_control
@@ -68,7 +69,12 @@ class Worker:
             board=self._board,
         )
         self._context = make_context(
-            launch.args, self._plan, launch.keys, self._client, board=self._board
+            launch.args,
+            self._plan,
+            launch.keys,
+            self._client,
+            board=self._board,
+            rate_file=launch.files.rates,
         )
 
     async def run(self, listener: socket.socket) -> None:
@@ -95,6 +101,7 @@ class Worker:
             await serving
             control.close()
             await self._client.close()
+            await close_context(context)
 
     async def _load(self, context: ServerContext) -> None:
         if context.renderer is not None:
@@ -135,8 +142,7 @@ def _plan_of(launch: WorkerLaunch) -> Plan:
 
 
 def _board_of(launch: WorkerLaunch) -> SharedBoard:
-    admin = (launch.args.admin_key,) if launch.args.admin_key else ()
-    ids = KeyRing.of(launch.keys, admin).ids
+    ids = KeyRing.of(launch.keys, admin_keys(launch.args, os.environ)).ids
     return SharedBoard(launch.files.board, launch.client_id, launch.num_frontends, ids)
 
 
