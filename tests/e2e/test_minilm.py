@@ -74,6 +74,17 @@ def test_served_embeddings_are_the_same(minilm: RunningServer) -> None:
     assert ranking["results"][0]["relevance_score"] == pytest.approx(found[0] @ found[1], abs=1e-4)
 
 
+def test_more_inputs_than_the_engine_holds_and_a_client_that_leaves(minilm: RunningServer) -> None:
+    response = minilm.client().embeddings.create(model=NAME, input=["a", *["b"] * 600, "a"])
+    assert [item.index for item in response.data] == list(range(602))
+    assert response.data[0].embedding == pytest.approx(response.data[601].embedding, abs=1e-5)
+    assert response.data[0].embedding != response.data[300].embedding
+    with pytest.raises(httpx.ReadTimeout):
+        long = {"input": ["word " * 200] * 2000}
+        httpx.post(f"{minilm.url}/v1/embeddings", json=long, timeout=1.0)
+    minilm.wait(minilm.is_idle, 30)
+
+
 def test_an_embedding_server_is_told_from_one_of_text(minilm: RunningServer) -> None:
     chat = {"messages": [{"role": "user", "content": "hi"}]}
     response = httpx.post(f"{minilm.url}/v1/chat/completions", json=chat)
