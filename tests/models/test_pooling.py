@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 
 from models.pooling_harness import ENCODER_SIZES, Float32, engine_of, pool, save_tiny, texts
 from pagemill import LLM
@@ -133,6 +138,38 @@ def test_pairs_tell_the_second_text(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores[i], 1 / (1 + np.exp(-expected)), atol=1e-5)
     same = Prompt(prompts[0].token_ids)
     assert not np.allclose(logits(model, same), logits(model, prompts[0]), atol=1e-3)
+
+
+def test_a_cross_encoder_with_a_unigram_tokenizer_scores_texts(tmp_path: Path) -> None:
+    keys = {"type_vocab_size": 1, "pad_token_id": 1, "num_labels": 1}
+    auto = "AutoModelForSequenceClassification"
+    model = save_tiny(tmp_path, "XLMRobertaConfig", auto, ENCODER_SIZES, **keys)
+    tokenizer = unigram_tokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    pairs = [("river bank", "cold river"), ("river bank", "bank")]
+    llm = LLM(str(tmp_path), dtype="float32")
+    outputs = llm.score("river bank", ["cold river", "bank"], use_tqdm=False)
+    for output, pair in zip(outputs, pairs, strict=True):
+        ids = tokenizer.encode(*pair).ids
+        assert output.prompt_token_ids == ids and ids.count(2) == 3
+        expected = 1 / (1 + np.exp(-logits(model, Prompt(ids))))
+        assert output.outputs.score == pytest.approx(float(expected[0]), abs=1e-5)
+    llm.shutdown()
+
+
+def unigram_tokenizer() -> Tokenizer:
+    """As XLM-R's, with few words."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "\u2581river", "\u2581bank", "\u2581cold", "\u2581"]
+    made = Tokenizer(Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=3))
+    made.pre_tokenizer = Metaspace()
+    made.decoder = MetaspaceDecoder()
+    made.add_special_tokens(words[:4])
+    made.post_processor = TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return made
 
 
 @pytest.mark.parametrize(
