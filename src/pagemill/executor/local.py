@@ -56,7 +56,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-_QUANTIZED_BYTES = 1  # at least, per weight
+_QUANTIZED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
 
 
 class LocalExecutor:
@@ -217,8 +217,8 @@ def _check_weights_fit(
     meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
     assert isinstance(meta, torch.nn.Module)
     num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
-    itemsize = context.dtype.itemsize if config.quantization == "none" else _QUANTIZED_BYTES
-    needed, free = num_weights * itemsize, device.free_memory()
+    itemsize = _QUANTIZED_BYTES.get(config.quantization, context.dtype.itemsize)
+    needed, free = int(num_weights * itemsize), device.free_memory()
     if needed > free:
         raise ModelLoadError(
             f"the weights of {config.model} need {needed / _GIB:.1f} GiB as {config.dtype}, but "
@@ -248,7 +248,7 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    weights = iterate_weights(checkpoint, progress=progress)
+    weights = iterate_weights(checkpoint, progress=progress, keep_groups=context.quant.keeps_groups)
     return load_model(model_config, context, weights, build=build)
 
 
@@ -268,8 +268,15 @@ def _fit_memory(
         runner.sample(batch).wait()
 
     budget = cache_budget(config, device, device.peak_memory(run_largest_batch))
-    per_block = block_bytes(model.kv_cache_specs(), config.block_size, _DTYPES[config.dtype])
+    per_block = block_bytes(model.kv_cache_specs(), config.block_size, _cache_type(config, device))
     return fit_cache(config, budget, per_block)
+
+
+def _cache_type(config: EngineConfig, device: Device) -> torch.dtype:
+    """On CPUs, half the bytes of float32 where weights are rounded as well."""
+    if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
+        return torch.float16
+    return _DTYPES[config.dtype]
 
 
 def _build_runner(
@@ -285,7 +292,7 @@ def _build_runner(
         model.kv_cache_specs(),
         num_blocks,
         config.block_size,
-        _DTYPES[config.dtype],
+        _cache_type(config, device),
     )
     if isinstance(model, PooledModel):
         return build_pooling_runner(config, model, device, attention, cache)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.checkpoint.groups import Weight
 from pagemill.config.model import ModelConfig
 from pagemill.layers.base import BuildContext
 from pagemill.layers.embedding import Embedding, LMHead
 from pagemill.layers.norm import RMSNorm
 from pagemill.layers.rope import build_rope_tables
+from pagemill.layers.whole import BecomesWhole
 from pagemill.models.base import KVCacheSpec
 from pagemill.models.weights import finish_loading, load_weights
 
@@ -84,7 +86,7 @@ class CausalLM(nn.Module):
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.forward(hidden)
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
         # Some checkpoints store a tied head a second time.
         ignored = frozenset({"lm_head.weight"}) if self._tied else frozenset()
         load_weights(self, weights, ignored)
@@ -95,6 +97,9 @@ class CausalLM(nn.Module):
         finish_loading(self)
         if self._tied:
             self.lm_head.tie(self.model.embed_tokens.weight)
+        for layer in self.model.layers:
+            if isinstance(layer, BecomesWhole):
+                layer.become_whole()
 
     def attention_layers(self) -> list[AttentionSpec]:
         return list(self._specs)
