@@ -135,7 +135,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=device.info().name,
         dtype=config.dtype,
-        attention=attention_name(config, device, attention),
+        attention=attention_name(config, attention),
         quantization=config.quantization,
         weight_bytes=num_bytes,
         cache_bytes=fit.num_bytes,
