@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,6 +73,15 @@ class ForwardBatch:
     kv_cache: list[LayerCache] = field(default_factory=list)
     attention: AttentionBackend | None = None
     plan: Any = None  # the backend's own
+    # Where layers differ in their block table: the table of each layer, and the batch with each
+    # table but the first. (This batch is not in the list: a cycle would keep its tensors.)
+    layer_tables: Sequence[int] = ()
+    more_tables: list[ForwardBatch] = field(default_factory=list)
+
+    def of_layer(self, index: int) -> ForwardBatch:
+        """With the block table, slot mapping and plan of a layer."""
+        table = self.layer_tables[index] if self.more_tables else 0
+        return self.more_tables[table - 1] if table else self
 
 
 class AttentionBackend(Protocol):

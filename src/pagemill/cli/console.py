@@ -38,11 +38,10 @@ class Console:
 
     def ready(self, url: str, info: EngineInfo, *, needs_key: bool) -> None:
         """The address, what fits, and what to try next."""
-        tokens = info.num_blocks * info.block_size
         self.line(
             f"ready: {info.device}, {info.dtype}, attention {info.attention}; weights "
             f"{info.weight_bytes / GIB:.2f} GiB, KV cache {info.cache_bytes / GIB:.2f} GiB = "
-            f"{tokens:,} tokens"
+            f"{info.cache_tokens:,} tokens"
         )
         self.line(
             f"context {info.max_model_len:,} tokens, up to {info.max_num_seqs} requests at once"

@@ -23,6 +23,7 @@ from pagemill.device.base import Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
+from pagemill.executor.cache import CachePlan
 from pagemill.layers.base import BuildContext
 from pagemill.models.base import Model
 from pagemill.models.loader import load_model
@@ -33,14 +34,7 @@ from pagemill.ops.decode import DecodeOps
 from pagemill.ops.deterministic import DeterministicOps
 from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.quant.select import select_quant
-from pagemill.runner.memory import (
-    CacheFit,
-    allocate_cache,
-    block_bytes,
-    cache_budget,
-    fit_cache,
-    largest_batch,
-)
+from pagemill.runner.memory import CacheFit, cache_budget, largest_batch
 from pagemill.runner.results import PendingStep
 from pagemill.runner.runner import ModelRunner
 from pagemill.scheduler.batch import Batch
@@ -101,12 +95,13 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     context = _build_context(config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
     model = _load(config, model_config, context, checkpoint, report)
-    fit = _fit_memory(config, model, device, attention, report)
+    plan = CachePlan(config, model, context.dtype)
+    fit = _fit_memory(config, model, device, attention, plan, report)
     if fit.remark:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = _decode_ops(config, context.ops, attention)
-    runner = _build_runner(fitted, model, device, attention, fit.num_blocks, decode_ops)
+    runner = _build_runner(fitted, model, device, attention, plan, fit.num_blocks, decode_ops)
     if decode_ops is not None:
         report("capturing graphs of decode steps")
         runner.capture_graphs()
@@ -122,6 +117,8 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         quantization=config.quantization,
         weight_bytes=num_bytes,
         cache_bytes=fit.num_bytes,
+        cache_groups=plan.tables.groups,
+        cache_tokens=plan.layout(fit.num_blocks).num_tokens(fit.max_model_len),
     )
     return LocalExecutor(runner, device, info)
 
@@ -204,19 +201,18 @@ def _fit_memory(
     model: Model,
     device: Device,
     attention: AttentionBackend,
+    plan: CachePlan,
     report: Report,
 ) -> CacheFit:
     report("measuring memory")
 
     def run_largest_batch() -> None:
-        runner = _build_runner(config, model, device, attention, num_blocks=1)
+        runner = _build_runner(config, model, device, attention, plan, num_blocks=1)
         batch = largest_batch(config)
         runner.forward(batch)
         runner.sample(batch).wait()
 
-    budget = cache_budget(config, device, device.peak_memory(run_largest_batch))
-    per_block = block_bytes(model.kv_cache_specs(), config.block_size, _DTYPES[config.dtype])
-    return fit_cache(config, budget, per_block)
+    return plan.fit(cache_budget(config, device, device.peak_memory(run_largest_batch)))
 
 
 def _build_runner(
@@ -224,15 +220,17 @@ def _build_runner(
     model: Model,
     device: Device,
     attention: AttentionBackend,
+    plan: CachePlan,
     num_blocks: int,
     decode_ops: DecodeOps | None = None,
 ) -> ModelRunner:
-    cache = allocate_cache(
+    return ModelRunner(
+        config,
+        model,
         device,
-        model.kv_cache_specs(),
-        num_blocks,
-        config.block_size,
-        _DTYPES[config.dtype],
+        attention,
+        plan.allocate(device, num_blocks),
+        select_speculator(config),
+        decode_ops,
+        plan.layer_tables,
     )
-    speculator = select_speculator(config)
-    return ModelRunner(config, model, device, attention, cache, speculator, decode_ops)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+from pagemill.config.cache import CacheLayout
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo
 from pagemill.errors import ContextTooLong, InvalidParams
 from pagemill.kvcache.hashing import split_hashes
 from pagemill.kvcache.manager import RequestBlocks
-from pagemill.kvcache.spec import CacheGroup
 from pagemill.params import SamplingParams
 from pagemill.scheduler.request import Grammar, GrammarState, Request
 
@@ -27,7 +27,7 @@ class Intake:
 
     config: EngineConfig
     info: EngineInfo
-    group: CacheGroup
+    layout: CacheLayout
     grammar: Grammar | None
     clock: Callable[[], float]
     _arrivals: count[int] = field(default_factory=count)
@@ -69,8 +69,8 @@ class Intake:
                 "for an answer",
                 param="prompt",
             )
-        held = self.group.num_usable_tokens
-        if not self._window_fits():
+        held = self.layout.longest_text()
+        if held is not None:
             if prompt_len >= held:
                 raise ContextTooLong(
                     f"the prompt has {prompt_len} tokens; the KV cache holds {held}", param="prompt"
@@ -79,16 +79,10 @@ class Intake:
         wanted = limit if params.max_tokens is None else prompt_len + max(params.max_tokens, 1)
         return min(wanted, limit)
 
-    def _window_fits(self) -> bool:
-        """A request of any length fits, because blocks behind the window are given back."""
-        window, margin = self.group.window, 2 * self.group.block_size
-        live = window + self.info.max_num_batched_tokens + margin
-        return bool(window) and live <= self.group.num_usable_tokens
-
     def _hashes(self, data: bytes, prompt_len: int) -> list[bytes]:
         """Hashes that do not fit the prompt are ignored: the request is then not cached."""
         hashes = split_hashes(data) if self.config.prefix_caching else []
-        return hashes if len(hashes) == prompt_len // self.group.block_size else []
+        return hashes if len(hashes) == prompt_len // self.layout.block_size else []
 
     def _deadline(self, message: AddRequest) -> float | None:
         if message.params.timeout is None:
