@@ -50,6 +50,7 @@ ROWS = (
     Row("32 callers", 32, 64, 256, 4.0),
     Row("256 callers", 256, 256, 256, 20.0),
     Row("1000 at once", 1000, 1000, 64, 80.0),
+    Row("2000 open", 2000, 2000, 32, 500.0),
 )
 
 
@@ -65,6 +66,7 @@ def serve_fake(parsed: argparse.Namespace) -> None:
         max_num_queued_reqs=8192,
         max_model_len=4096,
         model=parsed.model,
+        frontend_workers=str(parsed.workers),
     )
     engine = (sys.executable, str(FAKE), "--step-ms", str(parsed.step_ms))
     command.serve(args, engine_command=engine)

@@ -19,9 +19,9 @@ def test_no_case_gets_an_undocumented_answer() -> None:
     tally = fuzz(fake_schema(), examples=EXAMPLES, seed_number=1, seconds=30)
     assert not tally.wrong
     answers = tally.statuses()
-    assert answers[200] > 100
-    assert answers[400] > 50
-    assert len({label for label, _ in tally.answers}) == len(list(fake_schema()))
+    assert answers[200] > 10
+    assert answers[400] > 10
+    assert len(tally.labels) == len(list(fake_schema().get_all_operations()))
 
 
 def test_undocumented_answers_are_found() -> None:

@@ -22,6 +22,7 @@ from pagemill.errors import PageMillError
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+QUIET_TICK_SECONDS = 15.0  # how often a stream without comments looks at its client
 KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -59,7 +60,8 @@ class EventStream(Response):
 
     Nothing is sent before the first events are there, so an error before them still becomes a
     response with a status of its own; an error after them becomes an event. While `events` is
-    silent something is sent every `keep_alive` seconds, so that proxies keep the connection. A
+    silent something is sent every `keep_alive` seconds, so that proxies keep the connection, unless
+    that is 0. A
     client that takes nothing for `write_timeout` seconds, or leaves, closes `events`. Between two
     of them `direct`, which is told when the stream has begun, may write as well.
     """
@@ -97,7 +99,7 @@ class EventStream(Response):
                     self._write_all(send),
                     receive,
                     on_tick=lambda: self._tick(send),
-                    tick_seconds=self._keep_alive,
+                    tick_seconds=self._keep_alive or QUIET_TICK_SECONDS,
                 )
             except ClientDisconnected:
                 if not self._started:
@@ -145,5 +147,5 @@ class EventStream(Response):
         if self._writing_since is not None:
             if now - self._writing_since >= self._write_timeout:
                 raise ClientDisconnected
-        elif now - self._last_write >= self._keep_alive * 0.9:
+        elif self._keep_alive and now - self._last_write >= self._keep_alive * 0.9:
             await self._write(send, self._protocol.keep_alive)

@@ -95,7 +95,7 @@ def stream_response(
     return EventStream(
         events,
         clock=context.clock,
-        keep_alive=context.settings.keep_alive_seconds,
+        keep_alive=context.settings.sse_keep_alive,
         write_timeout=context.limits.write_timeout,
         headers=headers,
         protocol=protocol,

@@ -14,6 +14,7 @@ import numpy as np
 
 from pagemill.bench.http_stream import ConnectionPool, Target
 from pagemill.bench.records import Call, Record
+from pagemill.config.open_files import allow_many
 
 START_SECONDS = 0.3  # from when all processes are there until the first request
 CALLS_PER_PROCESS = 128  # at once; one process can read this many fast streams
@@ -68,6 +69,7 @@ def _warm(_: int) -> None:
 def _run_now(load: Load, begin: float) -> list[Record]:
     import uvloop
 
+    allow_many()
     gc.disable()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pagemill.api.context import ServerContext
+from pagemill.cli.frontend import load_text, open_for_requests
 from pagemill.frontend.client import ZmqEngineClient
-from pagemill.frontend.text_side import TextSide, load_text_side
+from pagemill.frontend.text_side import TextSide
 from pagemill.prepare import Plan
 
 POLL_SECONDS = 0.05
@@ -17,11 +18,18 @@ POLL_SECONDS = 0.05
 async def load(
     plan: Plan, context: ServerContext, client: ZmqEngineClient, report: Callable[[str], None]
 ) -> None:
-    """Make `context` ready for requests; `report` gets the engine's phases, again and again.
+    """Make `context` ready for requests; see `wait_loaded`."""
+    open_for_requests(context, client, await wait_loaded(plan, client, report))
+
+
+async def wait_loaded(
+    plan: Plan, client: ZmqEngineClient, report: Callable[[str], None]
+) -> TextSide:
+    """Wait for the engine and read the files beside; `report` gets the engine's phases.
 
     Raises EngineDeadError or ModelLoadError with the cause.
     """
-    text_side = asyncio.create_task(asyncio.to_thread(_load_text_side, plan))
+    text_side = asyncio.create_task(asyncio.to_thread(load_text, plan))
     ready = asyncio.create_task(client.wait_ready())
     pending: set[asyncio.Task[Any]] = {text_side, ready}
     while pending:
@@ -29,16 +37,4 @@ async def load(
         done, pending = await asyncio.wait(pending, timeout=POLL_SECONDS)
         for task in done:
             task.result()  # raises what went wrong, without waiting for the other
-    loaded = text_side.result()
-    client.attach(loaded.validator, loaded.tokenizer)
-    loaded.renderer.max_model_len = client.info.max_model_len
-    context.renderer = loaded.renderer
-
-
-def _load_text_side(plan: Plan) -> TextSide:
-    return load_text_side(
-        plan.checkpoint,
-        plan.model,
-        max_logprobs=plan.config.max_logprobs,
-        chat_template=plan.chat_template,
-    )
+    return text_side.result()

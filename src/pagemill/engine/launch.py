@@ -67,6 +67,11 @@ class EngineProcess:
         return cls(process, address, folder)
 
     @property
+    def folder(self) -> Path:
+        """Where the sockets are; only this user may enter it, and it goes with the process."""
+        return self._folder
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

@@ -8,14 +8,14 @@ from pagemill.attention.base import LayerCache
 from pagemill.config.cache import CacheLayout, TablePlan, one_table, plan_tables, step_tokens
 from pagemill.config.engine import EngineConfig
 from pagemill.device.base import Device
-from pagemill.models.base import KVCacheSpec, Model
+from pagemill.models.base import AnyModel, KVCacheSpec
 from pagemill.runner.memory import CacheFit, allocate_cache, block_bytes, fit_cache
 
 
 class CachePlan:
     """The tables of one model under one configuration."""
 
-    def __init__(self, config: EngineConfig, model: Model, dtype: torch.dtype) -> None:
+    def __init__(self, config: EngineConfig, model: AnyModel, dtype: torch.dtype) -> None:
         self._config = config
         self._dtype = dtype
         specs = model.kv_cache_specs()
@@ -48,6 +48,7 @@ class CachePlan:
 
 def _plan_tables(config: EngineConfig, specs: list[KVCacheSpec]) -> TablePlan:
     windows = [spec.sliding_window for spec in specs]
-    if len({(spec.num_kv_heads, spec.head_dim) for spec in specs}) > 1:
+    sizes = {(spec.num_kv_heads, spec.head_dim) for spec in specs}
+    if len(sizes) > 1 or config.pooling is not None:  # texts that are pooled stay a few steps
         return one_table(windows)
     return plan_tables(windows, config.max_model_len, config.block_size, step_tokens(config))

@@ -59,6 +59,8 @@ def fit_cache(
     `layout` says how texts use blocks; its own `num_blocks` does not matter. Raises ModelLoadError
     when not even a short context fits, or not the length that was asked for.
     """
+    if not bytes_per_block:  # nothing is kept, so blocks only count requests
+        return CacheFit(2 * config.max_num_seqs + _NUM_NULL_BLOCKS, 0, config.max_model_len)
     num_blocks = max(0, budget) // bytes_per_block
     longest = replace(layout, num_blocks=max(num_blocks, _NUM_NULL_BLOCKS)).longest_text()
     fitting = config.max_model_len if longest is None else min(config.max_model_len, longest)

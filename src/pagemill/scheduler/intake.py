@@ -40,7 +40,8 @@ class Intake:
         """Raises RequestError when the request can never be served."""
         token_ids = _read_tokens(message.token_ids)
         prompt_len = len(token_ids)
-        max_total = self._max_total(prompt_len, message.params)
+        pools = self._check_kind(message)
+        max_total = prompt_len + 1 if pools else self._max_total(prompt_len, message.params)
         params = message.params
         seed = self._random.getrandbits(64) if params.seed is None else params.seed & _SEED_MASK
         by_priority = self.config.scheduling_policy == "priority"
@@ -57,8 +58,25 @@ class Intake:
             blocks=RequestBlocks(hashes=self._hashes(message.block_hashes, prompt_len)),
             deadline=self._deadline(message),
             lora=message.lora,
+            pooling=message.pooling,
             grammar=self._start_grammar(params),
         )
+
+    def _check_kind(self, message: AddRequest) -> bool:
+        """Whether the request pools, as all requests to this engine must or none may."""
+        pools = self.info.pooling is not None
+        if pools != (message.pooling is not None):
+            does = "makes vectors, no text" if pools else "generates text, no vectors"
+            raise InvalidParams(f"this engine {does}")
+        num_tokens = len(message.token_ids) // _TOKEN_BYTES
+        held = self.layout.longest_text()
+        limit = self.info.max_model_len if held is None else min(self.info.max_model_len, held)
+        if pools and num_tokens > limit:
+            raise ContextTooLong(
+                f"the text has {num_tokens} tokens; at most {limit} fit",
+                param="input",
+            )
+        return pools
 
     def _max_total(self, prompt_len: int, params: SamplingParams) -> int:
         """The length at which a generation ends, at most what context and cache can hold."""

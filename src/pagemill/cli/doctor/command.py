@@ -93,7 +93,7 @@ def _named(name: str) -> tuple[str, ModelConfig]:
 def _port(host: str, asked: int | None) -> Port:
     port = Port(host=host, number=asked or DEFAULT_PORT, free=True, asked=asked is not None)
     try:
-        bind(host, port.number).close()
+        bind(host, port.number)[0].close()
     except ConfigError as error:
         port.free, port.reason = False, str(error)
     return port
