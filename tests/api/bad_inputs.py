@@ -111,6 +111,13 @@ SHARED: list[tuple[str, Any, str | None]] = [
     ("structured_outputs", {}, "structured_outputs"),
     ("structured_outputs", {"regex": "a", "choice": ["b"]}, "structured_outputs"),
     ("structured_outputs", {"regexp": "a"}, "structured_outputs.regexp"),
+    (
+        "structured_outputs",
+        {"regex": "a", "whitespace_pattern": " "},
+        "structured_outputs.whitespace_pattern",
+    ),
+    ("guided_whitespace_pattern", " ?", "guided_whitespace_pattern"),
+    ("truncation_side", "middle", "truncation_side"),
     ("structured_outputs", {"regex": 5}, "structured_outputs.regex"),
     ("guided_json", {"enum": ["x" * 200_000]}, "guided_json"),
     ("guided_json", {"minimum": HUGE}, "guided_json"),
