@@ -172,17 +172,20 @@ class FakeExecutor:
             slot = self._slots[int(batch.slots[row])]
             start = int(batch.start[row])
             assert slot.length <= start if batch.resident[row] else slot.length == start
-            for table in slot.tables:
-                self._write(table, slot.length, tokens)
+            for index in range(len(slot.tables)):
+                self._write(slot, index, tokens)
 
-    def _write(self, table: list[int], length: int, tokens: list[int]) -> None:
-        """Like keys and values, what is written depends on everything before it."""
+    def _write(self, slot: Slot, index: int, tokens: list[int]) -> None:
+        """Like keys and values, what is written depends on everything before it, and on the
+        layers: another table's blocks do not serve."""
+        table, length = slot.tables[index], slot.length
         before = self._address(table, length - 1) if length else None
         context = 0 if before is None else self._context[before]
         for position, token in enumerate(tokens, length):
             address = self._address(table, position)
             context = crc32(bytes([token]), context)
-            self._cache[address], self._context[address] = token, context
+            self._cache[address] = token + index * VOCAB_SIZE
+            self._context[address] = context
 
     def _extend_tables(self, batch: Batch) -> None:
         new = batch.new_blocks
@@ -254,6 +257,8 @@ class FakeExecutor:
         first = max(0, slot.length - window + 1) if window else 0
         text = [self._cache[self._address(table, position)] for position in range(first, end)]
         assert EMPTY not in text
+        assert all(value // VOCAB_SIZE == index for value in text), "blocks of another table"
+        text = [value % VOCAB_SIZE for value in text]
         if not window:
             assert self._context[self._address(table, end - 1)] == crc32(bytes(text))
         return [0] * first + text
