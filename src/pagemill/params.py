@@ -89,6 +89,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     bad_words: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
     timeout: float | None = None  # seconds from arrival
+    stream_interval: int = 1  # tokens to a piece of a stream
 
     eos_token_ids: list[int] = []
     bad_words_token_ids: list[list[int]] = []
@@ -155,6 +156,7 @@ def _check_counts(p: SamplingParams) -> None:
     if p.max_tokens is not None:
         whole("max_tokens", 0, 2**31 - 1)
     whole("min_tokens", 0, 2**31 - 1)
+    whole("stream_interval", 1, 2**31 - 1)
     if p.max_tokens is not None:
         within = p.min_tokens <= p.max_tokens
         _require(within, "min_tokens", f"must be at most max_tokens, {p.max_tokens}")

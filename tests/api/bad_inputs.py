@@ -118,6 +118,7 @@ SHARED: list[tuple[str, Any, str | None]] = [
     ),
     ("guided_whitespace_pattern", " ?", "guided_whitespace_pattern"),
     ("truncation_side", "middle", "truncation_side"),
+    ("stream_interval", 0, "stream_interval"),
     ("structured_outputs", {"regex": 5}, "structured_outputs.regex"),
     ("guided_json", {"enum": ["x" * 200_000]}, "guided_json"),
     ("guided_json", {"minimum": HUGE}, "guided_json"),

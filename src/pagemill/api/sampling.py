@@ -35,6 +35,7 @@ _PASSED_ON = (
     "allowed_token_ids",
     "bad_words",
     "timeout",
+    "stream_interval",
 )
 _STRUCTURAL_MEMBERS = ("structures", "triggers", "format")
 _GUIDED = {

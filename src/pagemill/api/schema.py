@@ -77,6 +77,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
@@ -114,7 +115,6 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     logprob_token_ids: Any = None
     thinking_token_budget: Any = None
     repetition_detection: Any = None
-    stream_interval: Any = None
     watermarking: Any = None
     kv_transfer_params: Any = None
     ec_transfer_params: Any = None
@@ -279,7 +279,6 @@ REFUSED: dict[str, Refusal] = {
     "logprob_token_ids": _UNKNOWN_TO_US,
     "thinking_token_budget": Refusal("is not supported by this server", (-1,)),
     "repetition_detection": _UNKNOWN_TO_US,
-    "stream_interval": Refusal("every token is streamed at once", (1,)),
     "watermarking": Refusal("is not supported by this server", (False,)),
     "kv_transfer_params": _UNKNOWN_TO_US,
     "ec_transfer_params": _UNKNOWN_TO_US,
