@@ -146,6 +146,9 @@ class EventStream(Response):
             self._last_write = now
         if self._writing_since is not None:
             if now - self._writing_since >= self._write_timeout:
+                logger.info("a client that reads nothing is dropped")
+                if self._body is not None:
+                    self._body.abort()  # closing would wait for it to read
                 raise ClientDisconnected
         elif self._keep_alive and now - self._last_write >= self._keep_alive * 0.9:
             await self._write(send, self._protocol.keep_alive)
