@@ -59,6 +59,7 @@ class Attention(nn.Module):
 
     def _attend(self, qkv: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, q_size + 2 kv_size] -> [T, q_size]; keys and values go to the cache."""
+        batch = batch.of_layer(self.spec.layer_index)
         assert batch.attention is not None
         may_fuse = self._fused is not None and batch.max_query_len == 1
         if may_fuse and isinstance(batch.attention, FusedAttention):
