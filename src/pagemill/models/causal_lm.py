@@ -51,6 +51,12 @@ class Decoder(nn.Module):
             hidden = layer(hidden, residual, batch)
         return self.norm.after_add(hidden, residual)
 
+    def become_whole(self) -> None:
+        """All weights are there: let layers run by one call each, where there are kernels."""
+        for layer in self.layers:
+            if isinstance(layer, BecomesWhole):
+                layer.become_whole()
+
 
 class CausalLM(nn.Module):
     """Implements `Model`; the files beside this one give it their layers."""
@@ -97,9 +103,7 @@ class CausalLM(nn.Module):
         finish_loading(self)
         if self._tied:
             self.lm_head.tie(self.model.embed_tokens.weight)
-        for layer in self.model.layers:
-            if isinstance(layer, BecomesWhole):
-                layer.become_whole()
+        self.model.become_whole()
 
     def attention_layers(self) -> list[AttentionSpec]:
         return list(self._specs)
