@@ -31,6 +31,7 @@ from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
 from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.frontend.pace import PacedProcessor
 from pagemill.frontend.pooling import (
     PoolingProcessor,
     check_ended_well,
@@ -39,7 +40,7 @@ from pagemill.frontend.pooling import (
     resolve_pooling_params,
 )
 from pagemill.frontend.queue_limit import QueueLimit
-from pagemill.frontend.submission import PromptHasher, engine_requests
+from pagemill.frontend.submission import PromptHasher, engine_request_id, engine_requests
 from pagemill.frontend.tokenizer import Tokenizer
 from pagemill.frontend.validate import RequestValidator
 from pagemill.params import PoolingParams, SamplingParams
@@ -66,7 +67,7 @@ class EngineHandle(Protocol):
 class _OpenChoice:
     """One engine request that has not ended: who reads it and what turns tokens into text."""
 
-    processor: OutputProcessor | PoolingProcessor
+    processor: OutputProcessor | PacedProcessor | PoolingProcessor
     mailbox: Mailbox
     num_waiting: int = 0  # tokens of the prompt until the first one comes; 0: not counted
 
@@ -223,7 +224,7 @@ class ZmqEngineClient:
             validator.check_prompt(prompt)
             own = resolve_pooling_params(prompt, params, info)
             hashes = await self._hasher.hash(prompt.token_ids, info.block_size, None, None)
-            name = f"{request_id}-{index}"
+            name = engine_request_id(self._client_id, request_id, index)
             additions.append(pooling_request(name, self._client_id, prompt, hashes, own))
         return additions
 
@@ -302,9 +303,15 @@ class ZmqEngineClient:
         """Register the choices. Raises before anything is registered."""
         self._reserve(request_id, engine_ids, params.n, params.n * num_tokens)
         for index, engine_id in enumerate(engine_ids):
-            processor = OutputProcessor(index, params, self._tokenizer)
+            processor = self._processor(index, params)
             self._choices[engine_id] = _OpenChoice(processor, mailbox, num_tokens)
         self._board.set_choices(len(self._choices))
+
+    def _processor(self, index: int, params: SamplingParams) -> OutputProcessor | PacedProcessor:
+        processor = OutputProcessor(index, params, self._tokenizer)
+        if params.stream_interval == 1:
+            return processor
+        return PacedProcessor(processor, params.stream_interval)
 
     def _reserve(
         self, request_id: str, engine_ids: list[str], num_at_once: int, num_tokens: int = 0
