@@ -10,28 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
+from e2e.tiny import tiny_flags
 
-from unit.checkpoint.checkpoint_files import LLAMA_CONFIG, tokenizer_json
-
-NUM_REQUESTS = 400
-TINY = {"hidden_size": 64, "num_attention_heads": 4, "torch_dtype": "float32"}
+NUM_REQUESTS = 120
 
 
 def command(folder: Path, *flags: str) -> list[str]:
     files = ["-i", str(folder / "in.jsonl"), "-o", str(folder / "out.jsonl")]
-    model = [str(folder / "tiny"), "--load-format", "dummy", "--max-num-seqs", "4"]
-    return [sys.executable, "-m", "pagemill", "run-batch", *model, *files, *flags]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """With a model that has random weights and answers within milliseconds."""
-    tiny = tmp_path / "tiny"
-    tiny.mkdir()
-    (tiny / "config.json").write_text(json.dumps(LLAMA_CONFIG | TINY))
-    (tiny / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
-    return tmp_path
+    return [sys.executable, "-m", "pagemill", "run-batch", *tiny_flags(folder), *files, *flags]
 
 
 def write_input(folder: Path, **changes: Any) -> None:
@@ -70,7 +56,8 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_stopped_and_killed_runs_go_on(folder: Path) -> None:
+def test_stopped_and_killed_runs_go_on(tmp_path: Path) -> None:
+    folder = tmp_path
     write_input(folder)
     assert stop_when_some_are_done(folder, signal.SIGTERM, at_least=4) == 130
     assert "goes on" in (folder / "log").read_text()

@@ -20,8 +20,9 @@ Handler: TypeAlias = Callable[[ServerContext, Request], Awaitable[Response]]
 class Endpoint:
     """One row of the table of routes. Without `access` it needs a key.
 
-    `generates` endpoints count against the limits and are refused while draining. The first line
-    of the handler's docstring is the endpoint's summary in the document.
+    `generates` endpoints count against the limits and are refused while draining; `uploads` takes
+    a form with a file. The first line of the handler's docstring is the endpoint's summary in the
+    document.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Endpoint:
     response: type[msgspec.Struct] | None
     access: Access = "key"
     generates: bool = False
+    uploads: bool = False
 
 
 def get(
@@ -52,9 +54,10 @@ def post(
     *,
     access: Access = "key",
     generates: bool = False,
+    uploads: bool = False,
 ) -> Endpoint:
     """A row for a POST endpoint."""
-    return Endpoint("POST", path, handler, request, response, access, generates)
+    return Endpoint("POST", path, handler, request, response, access, generates, uploads)
 
 
 def delete(path: str, handler: Handler, response: type[msgspec.Struct]) -> Endpoint:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,6 @@ def lines_of(requests: list[Any]) -> Iterator[Line]:
     return LineReader(BATCH_URLS, 10_000).read(io.BufferedReader(io.BytesIO(data)))
 
 
-async def always() -> None:
-    pass
-
-
 async def run(
     journal: Journal,
     requests: list[Any],
@@ -51,7 +48,7 @@ async def run(
             running.cancel()
 
     app = build_batch_app(make_context(client))
-    execution = Execution(app, client, "-", journal.id_of, write, always)
+    execution = Execution(app, client, "-", journal.id_of, write, nullcontext)
     queue = LineQueue(lines_of(requests), journal.done.lines)
     running = asyncio.create_task(execution.run(queue, max_inflight))
     await running
