@@ -8,8 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from e2e.serving import RunningServer, serve
-from e2e.tiny import tiny_flags
+from e2e.serving import RunningServer, serve_fake
 
 NUM_REQUESTS = 60
 
@@ -32,8 +31,8 @@ def kill(server: RunningServer) -> None:
 
 
 def test_batch_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
-    flags = (*tiny_flags(tmp_path), "--data-dir", str(tmp_path / "data"))
-    with serve(tmp_path, *flags) as server:
+    flags = ("--data-dir", str(tmp_path / "data"))
+    with serve_fake(tmp_path, *flags, step_ms=5, max_num_seqs=8) as server:
         server.wait_ready()
         api = server.client()
         file = api.files.create(file=("in.jsonl", input_file()), purpose="batch")
@@ -47,7 +46,7 @@ def test_batch_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
     first = output.read_bytes().rpartition(b"\n")[0]
     assert first.count(b"\n") < NUM_REQUESTS - 1
 
-    with serve(tmp_path, *flags) as server:
+    with serve_fake(tmp_path, *flags, step_ms=5, max_num_seqs=8) as server:
         server.wait_ready()
         api = server.client()
         done = api.batches.retrieve(batch.id)
