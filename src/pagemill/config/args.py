@@ -64,6 +64,12 @@ class ServeArgs:
     chat_template: str | None = flag(
         None, _MODEL, "Jinja file to use instead of the model's own template", metavar="FILE"
     )
+    runner: str = flag(
+        "auto",
+        _MODEL,
+        "'pooling' makes embeddings or scores instead of text; auto: as the model's files say",
+        choices=("auto", "generate", "pooling"),
+    )
     tool_call_parser: str = flag(
         "auto", _MODEL, "format of tool calls; auto: as the chat template says", metavar="NAME"
     )

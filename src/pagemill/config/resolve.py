@@ -11,6 +11,8 @@ from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.config.model import ModelConfig
+from pagemill.config.pooling import PoolingConfig
+from pagemill.config.resolve_pooling import with_pooling
 from pagemill.errors import ConfigError
 
 GIB = 2**30
@@ -32,16 +34,17 @@ def resolve(
     path: str = "",
     name: str = "",
     hash_key: str = "",
+    pooling: PoolingConfig | None = None,
 ) -> EngineConfig:
     """The engine's settings for this model on this device.
 
     `path` is where the model's files are and `name` what it is called, both `args.model` when
-    empty; `hash_key` keys the prefix cache's hashes. Raises ConfigError, naming the flag and what
-    to change.
+    empty; `hash_key` keys the prefix cache's hashes. `pooling` is None for generation. Raises
+    ConfigError, naming the flag and what to change.
     """
     _check(args)
     max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
-    return EngineConfig(
+    config = EngineConfig(
         model=path or args.model or "",
         served_model_names=args.served_model_name or (name or args.model or "model",),
         device=device.type,
@@ -67,6 +70,7 @@ def resolve(
         num_threads=args.threads or device.num_threads,
         hash_key=hash_key,
     )
+    return config if pooling is None else with_pooling(config, args, model, pooling)
 
 
 def frontend_workers(asked: str, device: DeviceFacts) -> int:

@@ -24,11 +24,12 @@ from pagemill.device.base import Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
+from pagemill.executor.base import PendingResult, Runner
+from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
 from pagemill.executor.sleeping import Recipe, Resident
 from pagemill.layers.base import BuildContext
-from pagemill.models.base import Model
+from pagemill.models.base import AnyModel, PooledModel
 from pagemill.models.loader import load_model
-from pagemill.models.registry import build_model
 from pagemill.models.weights import weight_slots
 from pagemill.ops.base import Ops
 from pagemill.ops.decode import DecodeOps
@@ -43,7 +44,6 @@ from pagemill.runner.memory import (
     fit_cache,
     largest_batch,
 )
-from pagemill.runner.results import PendingStep
 from pagemill.runner.runner import ModelRunner
 from pagemill.scheduler.batch import Batch
 from pagemill.speculative.select import select_speculator
@@ -75,7 +75,7 @@ class LocalExecutor:
         assert runner is not None, "the executor sleeps or was shut down"
         runner.forward(batch)
 
-    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingStep:
+    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult:
         runner = self._resident.runner
         assert runner is not None, "the executor sleeps or was shut down"
         return runner.sample(batch, bitmask)
@@ -113,7 +113,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = _decode_ops(config, context.ops, attention)
-    if decode_ops is not None:
+    if decode_ops is not None and config.pooling is None:
         report("capturing graphs of decode steps")
     recipe = Recipe(
         load=partial(_reload, config, model_config, context, checkpoint, device),
@@ -135,10 +135,11 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=device.info().name,
         dtype=config.dtype,
-        attention=attention.name,
+        attention=attention_name(config, device, attention),
         quantization=config.quantization,
         weight_bytes=num_bytes,
         cache_bytes=fit.num_bytes,
+        pooling=config.pooling,
     )
     return LocalExecutor(resident, info)
 
@@ -149,7 +150,7 @@ def _reload(
     context: BuildContext,
     checkpoint: Checkpoint,
     device: Device,
-) -> Model:
+) -> AnyModel:
     """The model again, after its weights were dropped. Raises ModelLoadError."""
     _check_weights_fit(config, model_config, context, device)
     return _load(config, model_config, context, checkpoint, _say_nothing)
@@ -161,16 +162,16 @@ def _say_nothing(phase: str) -> None:
 
 def _start_runner(
     config: EngineConfig,
-    model: Model,
+    model: AnyModel,
     *,
     device: Device,
     attention: AttentionBackend,
     num_blocks: int,
     decode_ops: DecodeOps | None,
-) -> ModelRunner:
+) -> Runner:
     """A runner with its graphs. Raises ModelLoadError when the cache does not fit."""
     runner = _build_runner(config, model, device, attention, num_blocks, decode_ops)
-    if decode_ops is not None:
+    if isinstance(runner, ModelRunner) and decode_ops is not None:
         runner.capture_graphs()
     return runner
 
@@ -213,7 +214,8 @@ def _check_weights_fit(
     config: EngineConfig, model_config: ModelConfig, context: BuildContext, device: Device
 ) -> int:
     """The bytes of the weights in memory, found without allocating them."""
-    meta = build_model(model_config, replace(context, device=torch.device("meta")))
+    meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
+    assert isinstance(meta, torch.nn.Module)
     num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
     itemsize = context.dtype.itemsize if config.quantization == "none" else _QUANTIZED_BYTES
     needed, free = num_weights * itemsize, device.free_memory()
@@ -232,10 +234,11 @@ def _load(
     context: BuildContext,
     checkpoint: Checkpoint,
     report: Report,
-) -> Model:
+) -> AnyModel:
+    build = select_builder(config)
     if config.load_format == "dummy":
         report("making random weights")
-        return load_model(model_config, context, None, seed=config.seed)
+        return load_model(model_config, context, None, seed=config.seed, build=build)
     percent = -1
 
     def progress(done: int, total: int) -> None:
@@ -245,12 +248,13 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    return load_model(model_config, context, iterate_weights(checkpoint, progress=progress))
+    weights = iterate_weights(checkpoint, progress=progress)
+    return load_model(model_config, context, weights, build=build)
 
 
 def _fit_memory(
     config: EngineConfig,
-    model: Model,
+    model: AnyModel,
     device: Device,
     attention: AttentionBackend,
     report: Report,
@@ -270,12 +274,12 @@ def _fit_memory(
 
 def _build_runner(
     config: EngineConfig,
-    model: Model,
+    model: AnyModel,
     device: Device,
     attention: AttentionBackend,
     num_blocks: int,
     decode_ops: DecodeOps | None = None,
-) -> ModelRunner:
+) -> Runner:
     cache = allocate_cache(
         device,
         model.kv_cache_specs(),
@@ -283,5 +287,7 @@ def _build_runner(
         config.block_size,
         _DTYPES[config.dtype],
     )
+    if isinstance(model, PooledModel):
+        return build_pooling_runner(config, model, device, attention, cache)
     speculator = select_speculator(config)
     return ModelRunner(config, model, device, attention, cache, speculator, decode_ops)

@@ -55,6 +55,8 @@ def fit_cache(config: EngineConfig, budget: int, bytes_per_block: int) -> CacheF
 
     Raises ModelLoadError when not even a short context fits, or not the length that was asked for.
     """
+    if not bytes_per_block:  # nothing is kept, so blocks only count requests
+        return CacheFit(2 * config.max_num_seqs + _NUM_NULL_BLOCKS, 0, config.max_model_len)
     num_blocks = max(0, budget) // bytes_per_block
     num_tokens = (num_blocks - _NUM_NULL_BLOCKS) * config.block_size
     fitting = min(config.max_model_len, num_tokens)

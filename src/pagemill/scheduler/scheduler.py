@@ -17,7 +17,7 @@ from pagemill.kvcache.manager import KVCacheManager
 from pagemill.kvcache.spec import CacheGroup
 from pagemill.scheduler.batch import Admission, Int32
 from pagemill.scheduler.intake import Intake
-from pagemill.scheduler.limits import Limit, PrefillShare, SeqBudget, TokenBudget
+from pagemill.scheduler.limits import Limit, PrefillShare, SeqBudget, TokenBudget, WholePrompts
 from pagemill.scheduler.plan import DecodeRows, PrefillRow, ScheduledStep, StepPlan
 from pagemill.scheduler.queue import WaitingQueue
 from pagemill.scheduler.request import Grammar, Request, Status
@@ -75,6 +75,8 @@ class Scheduler:
             PrefillShare(config.prefill_share, self._budget.size, self._is_contended),
             self._budget,
         ]
+        if config.pooling is not None and config.pooling.whole_prompts:
+            self._limits.append(WholePrompts())
 
     @property
     def num_waiting(self) -> int:
@@ -292,8 +294,8 @@ class Scheduler:
         return cached, self._cap(request, request.num_uncached)
 
     def _match(self, request: Request) -> list[int]:
-        if request.params.prompt_logprobs is not None:
-            return []  # every prompt position's logits are wanted
+        if request.wants_every_token:
+            return []
         return self.cache.match(request.blocks, request.token_ids)
 
     def _num_tokens(self, blocks: list[int]) -> int:
@@ -384,4 +386,5 @@ def _admission(request: Request, cached: list[int], num_cached: int) -> Admissio
         num_computed=num_cached,
         token_ids=np.frombuffer(request.token_ids[:], np.int32),
         prompt_len=request.prompt_len,
+        pooling=request.pooling,
     )
