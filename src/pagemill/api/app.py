@@ -14,8 +14,10 @@ from pagemill.api import responses as r
 from pagemill.api import schema as s
 from pagemill.api.anthropic import endpoints as messages
 from pagemill.api.anthropic import schema as a
+from pagemill.api.batch import batches, files
+from pagemill.api.batch import objects as b
 from pagemill.api.context import ServerContext
-from pagemill.api.endpoint import Endpoint, delete, get, post
+from pagemill.api.endpoint import Endpoint, delete, get, pool, post
 from pagemill.api.errors import exception_handlers
 from pagemill.api.middleware import (
     BodyLimit,
@@ -30,6 +32,10 @@ from pagemill.api.rate_limit import RATE_HEADERS, KeyBuckets, RateLimiter, RateL
 from pagemill.api.responses_api import endpoints as responses
 from pagemill.api.responses_api import schema as rs
 from pagemill.api.tools.chat_format import ChatFormat
+from pagemill.api.vectors import answers as va
+from pagemill.api.vectors import endpoints as vectors
+from pagemill.api.vectors import schema as v
+from pagemill.api.vectors import scoring
 
 # fmt: off
 ENDPOINTS = (
@@ -41,6 +47,23 @@ ENDPOINTS = (
     post("/v1/responses/{response_id}/cancel", responses.cancel, None, rs.ResponseObject),
     post("/v1/messages", messages.create, a.MessagesRequest, a.Message, generates=True),
     post("/v1/messages/count_tokens", messages.count_tokens, a.CountTokensRequest, a.TokenCount),
+    post("/v1/files", files.upload, None, b.FileObject, uploads=True),
+    get("/v1/files", files.list_files, b.FileList),
+    get("/v1/files/{file_id}", files.fetch, b.FileObject),
+    get("/v1/files/{file_id}/content", files.content),
+    delete("/v1/files/{file_id}", files.delete, b.DeletedFile),
+    post("/v1/batches", batches.create, b.CreateBatch, b.Batch),
+    get("/v1/batches", batches.list_batches, b.BatchList),
+    get("/v1/batches/{batch_id}", batches.fetch, b.Batch),
+    post("/v1/batches/{batch_id}/cancel", batches.cancel, None, b.Batch),
+    pool("/v1/embeddings", vectors.embeddings, v.EmbeddingRequest, va.EmbeddingList),
+    pool("/v1/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
+    pool("/v2/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
+    pool("/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
+    pool("/v1/score", scoring.score, v.ScoreRequest, va.ScoreList),
+    pool("/score", scoring.score, v.ScoreRequest, va.ScoreList),
+    pool("/classify", vectors.classify, v.ClassifyRequest, va.ClassificationList),
+    pool("/pooling", vectors.pooling, v.PoolingRequest, va.PooledList),
     get("/v1/models", models.list_models, r.ModelList),
     get("/v1/models/{model_id:path}", models.get_model, r.ModelCard),
     post("/tokenize", tokenize.tokenize, s.TokenizeRequest, r.TokenizeResponse),
@@ -60,6 +83,7 @@ ENDPOINTS = (
     get("/server_info", admin.server_info, r.ServerInfo, access="admin"),
 )
 # fmt: on
+FORM_BYTES = 64 * 1024
 BATCH_URLS = tuple(endpoint.path for endpoint in ENDPOINTS if endpoint.generates)
 
 
@@ -78,7 +102,9 @@ def build_app(context: ServerContext) -> Starlette:
             max_headers=settings.limits.max_headers,
         ),
         Middleware(HostCheck, allowed=settings.allowed_hosts),
-        Middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes),
+        Middleware(
+            BodyLimit, max_bytes=settings.limits.max_body_bytes, by_path=_upload_limits(context)
+        ),
     ]
     if settings.allowed_origins:
         layers.insert(1, _cors(settings.allowed_origins))
@@ -113,6 +139,14 @@ def build_batch_app(context: ServerContext) -> Starlette:
         middleware=[Middleware(RequestScopeMiddleware, context=context)],
         exception_handlers=exception_handlers(),
     )
+
+
+def _upload_limits(context: ServerContext) -> dict[str, int]:
+    """The bodies that may be larger than others: a file, and a little for its form."""
+    if context.batches is None:
+        return {}
+    max_bytes = context.batches.limits.max_file_bytes + FORM_BYTES
+    return {endpoint.path: max_bytes for endpoint in ENDPOINTS if endpoint.uploads}
 
 
 def _rate_limiter(context: ServerContext, keys: KeyRing) -> RateLimiter:

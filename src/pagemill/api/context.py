@@ -8,17 +8,26 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from pagemill.api.admission import Admission
+from pagemill.api.batch.storage import BatchStorage
 from pagemill.api.peers import NoPeers, Peers
 from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
-from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
+from pagemill.config.pooling import PoolingConfig
+from pagemill.errors import (
+    EngineDeadError,
+    InvalidParams,
+    OverloadedError,
+    UnknownModel,
+    WrongModel,
+)
 from pagemill.frontend.base import EngineClient, Renderer
-from pagemill.metrics.metrics import Metrics
+from pagemill.metrics.metrics import Metrics, RequestObservation
 from pagemill.version import __version__
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -37,6 +46,7 @@ class Limits:
     max_headers: int = 128
     body_timeout: float = 60.0
     max_prompts: int = 1024
+    max_inputs: int = 2048  # texts of one request for vectors
     max_choices: int = 1024  # prompts x n
     max_logprobs: int = 20
     max_messages: int = 4096
@@ -105,6 +115,10 @@ class RequestScope:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    response_id: str = ""
+    seconds: float = 0.0  # how long it took, once it has ended
+    generations: list[RequestObservation] = field(default_factory=list)  # of each prompt
     spend: Callable[[int], None] | None = None  # takes tokens from what the key may use
     _num_spent: int = 0
 
@@ -133,6 +147,18 @@ class RequestScope:
         return found
 
 
+class Tracer(Protocol):
+    """Where the traces of requests go."""
+
+    def record(self, scope: Scope, details: RequestScope, status: int, ended: float) -> None:
+        """A request has ended at `ended`, in seconds since 1970."""
+        ...
+
+    def close(self) -> None:
+        """Send off what is still held back; may take seconds."""
+        ...
+
+
 @dataclass
 class ServerContext:
     """One server. Fields that loading fills in (`renderer`, `default_params`) may be set late."""
@@ -148,6 +174,8 @@ class ServerContext:
     admission: Admission = field(default_factory=Admission)
     peers: Peers = field(default_factory=NoPeers)
     rate_file: Path | None = None  # where processes that share keys count what these use
+    tracer: Tracer | None = None
+    batches: BatchStorage | None = None  # where files and batches are kept, if they are
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     sleep_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -179,6 +207,31 @@ class ServerContext:
         if status.state != "ready" or self.renderer is None:
             raise OverloadedError("The model is still loading", LOADING_RETRY_SECONDS)
         return self.renderer
+
+    def require_generation(self) -> None:
+        """Raises WrongModel when the model makes vectors."""
+        pooling = self.client.info.pooling
+        if pooling is None:
+            return
+        if pooling.task == "embed":
+            raise WrongModel(
+                "This model makes embeddings, no text; use /v1/embeddings, or start a server with "
+                "a model that generates text"
+            )
+        raise WrongModel(
+            "This model makes scores, no text; use /v1/score, /v1/rerank or /classify, or start a "
+            "server with a model that generates text"
+        )
+
+    def require_pooling(self) -> PoolingConfig:
+        """How the model pools. Raises WrongModel when it generates text."""
+        pooling = self.client.info.pooling
+        if pooling is None:
+            raise WrongModel(
+                "This model generates text; start a server with an embedding model or a "
+                "cross-encoder, such as `pagemill serve minilm`, or with --runner pooling"
+            )
+        return pooling
 
     def chat_format(self, renderer: Renderer) -> ChatFormat:
         """How the model writes tool calls and reasoning. Raises ConfigError."""

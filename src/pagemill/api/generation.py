@@ -66,7 +66,7 @@ class Generation:
     async def updates(self) -> Updates:
         """What came newly, at least one update at a time. Closing it aborts everything."""
         with self.context.admission.track(self.response_id, len(self.prompts)) as (name, ids):
-            self.response_id = name
+            self.response_id = self.scope.response_id = name
             sources = [self._observed(p, ids[p]) for p in range(len(self.prompts))]
             stream = _one_by_one(sources[0]) if self.is_single else _merged(sources)
             async with aclosing(stream):
@@ -80,6 +80,7 @@ class Generation:
         now = self.context.clock.monotonic
         cached = 0
         with metrics.request(len(prompt.token_ids), self.params, now) as observation:
+            self.scope.generations.append(observation)
             stream = self.context.client.generate(
                 prompt,
                 self.params,

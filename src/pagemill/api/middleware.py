@@ -10,6 +10,7 @@ import hmac
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -67,6 +68,7 @@ class RequestScopeMiddleware:
                 await error_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = self._context.clock.monotonic() - started
+            details.seconds = seconds
             self._count(scope, details, status, seconds)
             self._log.write(scope, details, status, seconds)
 
@@ -75,6 +77,8 @@ class RequestScopeMiddleware:
         metrics.observe_http(_known_method(scope), details.route or "other", status, seconds)
         if details.generates and status in _REJECTIONS:
             metrics.observe_rejection(_REJECTIONS[status])
+        if details.generates and self._context.tracer is not None:
+            self._context.tracer.record(scope, details, status, self._context.clock.wall())
 
 
 def _request_id(scope: Scope) -> str:
@@ -114,11 +118,17 @@ def host_name(header: str) -> str:
 
 
 class BodyLimit:
-    """Counts the body while it is read. Raises BodyTooLarge out of `receive`."""
+    """Counts the body while it is read. Raises BodyTooLarge out of `receive`.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    `by_path` has other limits for some paths.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, by_path: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._by_path = by_path or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,8 +139,9 @@ class BodyLimit:
             error = InvalidParams("The Content-Length is not a number")
             await error_response(error, scope["path"])(scope, receive, send)
             return
-        if int(declared) > self._max_bytes:
-            await error_response(self._too_large(), scope["path"])(scope, receive, send)
+        max_bytes = self._by_path.get(scope["path"], self._max_bytes)
+        if int(declared) > max_bytes:
+            await error_response(_too_large(max_bytes), scope["path"])(scope, receive, send)
             return
         num_bytes = 0
 
@@ -138,14 +149,15 @@ class BodyLimit:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise self._too_large()
+            if num_bytes > max_bytes:
+                raise _too_large(max_bytes)
             return message
 
         await self._app(scope, counted, send)
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The body is larger than {self._max_bytes} bytes")
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {max_bytes} bytes")
 
 
 class HeaderLimit:

@@ -21,6 +21,18 @@ Json = dict[str, Any]
 
 _PATH_PARAM = re.compile(r"{(\w+)(?::\w+)?}")
 _REF_TEMPLATE = "#/components/schemas/{name}"
+_UPLOAD = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "required": ["file", "purpose"],
+            "properties": {
+                "file": {"type": "string", "format": "binary"},
+                "purpose": {"const": "batch"},
+            },
+        }
+    }
+}
 _ERRORS = {
     400: "A field is wrong",
     401: "The API key is missing or wrong",
@@ -83,6 +95,8 @@ def _operation(endpoint: Endpoint) -> Json:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in names
         ]
+    if endpoint.uploads:
+        operation["requestBody"] = {"required": True, "content": _UPLOAD}
     if endpoint.request is not None:
         operation["requestBody"] = {"required": True, "content": _json_of(endpoint.request)}
     return operation
@@ -92,7 +106,7 @@ def _responses(endpoint: Endpoint) -> Json:
     ok: Json = {"description": "OK"}
     if endpoint.response is not None:
         ok["content"] = _json_of(endpoint.response)
-    if endpoint.generates:
+    if endpoint.streams:
         ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     anthropic = endpoint.path.startswith(ANTHROPIC_PATH)
     error = _json_of(AnthropicErrorResponse if anthropic else ErrorResponse)

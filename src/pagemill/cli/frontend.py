@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from pathlib import Path
 
 from pagemill.api.admission import Admission
-from pagemill.api.context import ServerContext
+from pagemill.api.batch.storage import BatchStorage
+from pagemill.api.context import ServerContext, Tracer
 from pagemill.api.peers import NoPeers, Peers
 from pagemill.cli.settings import api_settings
 from pagemill.config.args import ServeArgs
@@ -28,6 +30,7 @@ def make_context(
     board: Board | None = None,
     peers: Peers | None = None,
     rate_file: Path | None = None,
+    batches: BatchStorage | None = None,
 ) -> ServerContext:
     """The context of one process, before the model is there."""
     names = plan.config.served_model_names
@@ -41,6 +44,8 @@ def make_context(
         admission=Admission(board=board),
         peers=peers or NoPeers(),
         rate_file=rate_file,
+        batches=batches,
+        tracer=_tracer(args.otlp_endpoint),
     )
 
 
@@ -67,3 +72,18 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+async def close_context(context: ServerContext) -> None:
+    """Send off what is still held back; requests have ended."""
+    if context.tracer is not None:
+        await asyncio.to_thread(context.tracer.close)
+
+
+def _tracer(endpoint: str | None) -> Tracer | None:
+    """Imported only when asked for, since it is optional and slow to load."""
+    if endpoint is None:
+        return None
+    from pagemill.api.tracing import otlp_tracer
+
+    return otlp_tracer(endpoint)

@@ -29,6 +29,10 @@ def serve(args: ServeArgs, *, engine_command: Sequence[str] | None = None) -> in
     keys = api_keys(args, os.environ)
     check_exposure(args, keys)
     check_tls(args)
+    if args.otlp_endpoint is not None:
+        from pagemill.api.tracing import traces_url
+
+        traces_url(args.otlp_endpoint)  # raises what is wrong with it
     configure_logging(args.log_level, as_json=args.json_logs)
     allow_many()
     console = Console(sys.stdout)
@@ -38,8 +42,12 @@ def serve(args: ServeArgs, *, engine_command: Sequence[str] | None = None) -> in
         for listener in listeners:
             stack.enter_context(listener)
         # Only now, so that wrong settings and a taken port are known at once.
+        from pagemill.cli.batching import Batching
         from pagemill.engine.launch import EngineProcess
         from pagemill.prepare import prepare
+
+        batching = Batching(args)
+        stack.callback(batching.close)
 
         plan = prepare(args, device)
         console.line(plan.summary)
@@ -54,7 +62,7 @@ def serve(args: ServeArgs, *, engine_command: Sequence[str] | None = None) -> in
             from pagemill.cli.service import Service
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(Service(args, plan, engine, keys, console).run(listeners))
+                runner.run(Service(args, plan, engine, keys, console, batching).run(listeners))
         finally:
             engine.stop()
     return 0

@@ -64,6 +64,12 @@ class ServeArgs:
     chat_template: str | None = flag(
         None, _MODEL, "Jinja file to use instead of the model's own template", metavar="FILE"
     )
+    runner: str = flag(
+        "auto",
+        _MODEL,
+        "'pooling' makes embeddings or scores instead of text; auto: as the model's files say",
+        choices=("auto", "generate", "pooling"),
+    )
     tool_call_parser: str = flag(
         "auto", _MODEL, "format of tool calls; auto: as the chat template says", metavar="NAME"
     )
@@ -82,6 +88,9 @@ class ServeArgs:
     ssl_certfile: str | None = flag(None, _SERVER, "TLS certificate chain", metavar="FILE")
     ssl_keyfile: str | None = flag(None, _SERVER, "TLS private key", metavar="FILE")
     max_body_bytes: int = flag(8 * 2**20, _SERVER, "largest request body", kind=int, metavar="N")
+    data_dir: str | None = flag(
+        None, _SERVER, "folder for files and batches, which are off without", metavar="DIR"
+    )
     drain_timeout: float = flag(
         30.0, _SERVER, "seconds that open requests get at Ctrl-C", kind=float, metavar="SECONDS"
     )
@@ -97,6 +106,9 @@ class ServeArgs:
     )
     log_level: str = flag(
         "info", _SERVER, "how much to log", choices=("debug", "info", "warning", "error")
+    )
+    otlp_endpoint: str | None = flag(
+        None, _SERVER, "send traces to an OTLP collector; needs pagemill[otel]", metavar="URL"
     )
     json_logs: bool = flag(False, _SERVER, "log one JSON object a line", kind=bool)
 

@@ -11,6 +11,8 @@ from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.config.model import ModelConfig
+from pagemill.config.pooling import PoolingConfig
+from pagemill.config.resolve_pooling import with_pooling
 from pagemill.errors import ConfigError
 
 GIB = 2**30
@@ -32,17 +34,18 @@ def resolve(
     path: str = "",
     name: str = "",
     hash_key: str = "",
+    pooling: PoolingConfig | None = None,
 ) -> EngineConfig:
     """The engine's settings for this model on this device.
 
     `path` is where the model's files are and `name` what it is called, both `args.model` when
-    empty; `hash_key` keys the prefix cache's hashes. Raises ConfigError, naming the flag and what
-    to change.
+    empty; `hash_key` keys the prefix cache's hashes. `pooling` is None for generation. Raises
+    ConfigError, naming the flag and what to change.
     """
     _check(args)
     max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
-    quantization = _quantization(args, device)
-    return EngineConfig(
+    quantization = _quantization(args, device, generates=pooling is None)
+    config = EngineConfig(
         model=path or args.model or "",
         served_model_names=args.served_model_name or (name or args.model or "model",),
         device=device.type,
@@ -68,6 +71,7 @@ def resolve(
         num_threads=args.threads or device.num_threads,
         hash_key=hash_key,
     )
+    return config if pooling is None else with_pooling(config, args, model, pooling)
 
 
 def frontend_workers(asked: str, device: DeviceFacts) -> int:
@@ -135,12 +139,14 @@ def _dtype(asked: str, checkpoint: str, quantization: str, device: DeviceFacts) 
     return checkpoint if checkpoint in ("bfloat16", "float16") else "bfloat16"
 
 
-def _quantization(args: ServeArgs, device: DeviceFacts) -> str:
-    """On CPUs int8 is the fastest that keeps perplexity within 1 %; who names a type wants that."""
+def _quantization(args: ServeArgs, device: DeviceFacts, *, generates: bool) -> str:
+    """On CPUs int8 is the fastest that keeps perplexity within 1 %; who names a type wants that,
+    and vectors are compared with others that were made elsewhere.
+    """
     asked = args.quantization
     if asked == "auto":
         rounds = device.type == "cpu" and device.native_kernels and args.dtype == "auto"
-        return "int8" if rounds else "none"
+        return "int8" if rounds and generates else "none"
     if asked != "none" and device.type != "cpu":
         raise ConfigError(f"--quantization {asked} has kernels for CPUs only")
     return asked

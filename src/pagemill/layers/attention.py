@@ -11,6 +11,7 @@ from pagemill.layers.fusion import fused_ops, plain_weight
 from pagemill.layers.linear import Linear, QKVLinear
 from pagemill.layers.norm import RMSNorm
 from pagemill.ops.base import HeadShape
+from pagemill.ops.fused import Stream
 
 
 class Attention(nn.Module):
@@ -37,7 +38,6 @@ class Attention(nn.Module):
         self._ops = ctx.ops
         self.spec = spec
         self.shape = shape
-        self._hidden_size = config.hidden_size
         q_norm, k_norm = None, None
         if qk_norm:
             self.q_norm = RMSNorm(ctx, spec.head_dim, config.norm_eps, offset_one=offset_one)
@@ -49,19 +49,17 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
         return self.o_proj.forward(self._attend(self.qkv_proj.forward(hidden), batch))
 
-    def fuses(self, batch: ForwardBatch) -> bool:
-        """Whether `add_fused` can take the place of the norm before, `forward` and the addition."""
-        return self._fused is not None and self._fused.fuses(batch.num_tokens, self._hidden_size)
-
-    def add_fused(self, norm: RMSNorm, residual: Tensor, batch: ForwardBatch) -> None:
-        """`residual += forward(norm(residual))`, in place, by few kernels."""
+    def add_fused(self, stream: Stream, next_norm: Tensor, batch: ForwardBatch) -> None:
+        """`stream += forward(norm(stream))`, in place, by three kernels."""
         assert self._fused is not None
         weight, bias = plain_weight(self.qkv_proj)
-        qkv = self._fused.norm_linear(residual, norm.weight, norm.eps, weight, bias)
-        self._fused.linear_add(self._attend(qkv, batch), *plain_weight(self.o_proj), residual)
+        qkv = self._fused.norm_linear(stream, self.rope.eps, weight, bias)
+        attended = self._attend(qkv, batch)
+        self._fused.linear_add(attended, *plain_weight(self.o_proj), stream, next_norm)
 
     def _attend(self, qkv: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, q_size + 2 kv_size] -> [T, q_size]; keys and values go to the cache."""
+        batch = batch.of_layer(self.spec.layer_index)
         assert batch.attention is not None
         may_fuse = self._fused is not None and batch.max_query_len == 1
         if may_fuse and isinstance(batch.attention, FusedAttention):

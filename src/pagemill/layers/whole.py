@@ -32,12 +32,12 @@ class LayerCall:
         self._index = layer_index
 
     def takes(self, residual: Tensor, batch: ForwardBatch) -> bool:
-        return self._layer.takes(residual, batch.plan)
+        return self._layer.takes(residual, batch.of_layer(self._index).plan)
 
     def run(self, residual: Tensor, batch: ForwardBatch) -> None:
         """Bring the residual up to date, in place."""
         cache = batch.kv_cache[self._index]
-        self._layer.run(residual, cache.k, cache.v, batch.plan)
+        self._layer.run(residual, cache.k, cache.v, batch.of_layer(self._index).plan)
 
 
 def whole_layer(

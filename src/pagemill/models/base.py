@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,17 +21,13 @@ class KVCacheSpec:
     sliding_window: int = 0
 
 
-class Model(Protocol):
-    """A decoder. Files in `models/` implement it; `registry.py` finds them by architecture."""
+class RunnableModel(Protocol):
+    """What generation and pooling share."""
 
     vocab_size: int
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states after the final norm, [num_tokens, hidden]."""
-        ...
-
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> float32 logits [rows, vocab]."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
@@ -41,6 +37,32 @@ class Model(Protocol):
         """
         ...
 
+    def finish_loading(self) -> None:
+        """Every slot is filled: let the layers pack what they hold."""
+        ...
+
     def attention_layers(self) -> list[AttentionSpec]: ...
 
-    def kv_cache_specs(self) -> list[KVCacheSpec]: ...
+    def kv_cache_specs(self) -> list[KVCacheSpec]:
+        """Empty for a model that keeps nothing between steps."""
+        ...
+
+
+@runtime_checkable
+class PooledModel(RunnableModel, Protocol):
+    """A model that answers with vectors."""
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """[n, hidden] -> [n, labels], before any activation; an embedder returns its input."""
+        ...
+
+
+class Model(RunnableModel, Protocol):
+    """A decoder. Files in `models/` implement it; `registry.py` finds them by architecture."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> float32 logits [rows, vocab]."""
+        ...
+
+
+AnyModel = Model | PooledModel

@@ -17,7 +17,7 @@ from pagemill.api.forward import Forwarder
 from pagemill.api.middleware import KeyRing
 from pagemill.checkpoint.open import open_checkpoint
 from pagemill.cli.access import admin_keys
-from pagemill.cli.frontend import load_text, make_context, open_for_requests
+from pagemill.cli.frontend import close_context, load_text, make_context, open_for_requests
 from pagemill.cli.http import HttpServer
 from pagemill.cli.logs import configure_logging
 from pagemill.cli.workers.control import Question, serve_control
@@ -101,6 +101,7 @@ class Worker:
             await serving
             control.close()
             await self._client.close()
+            await close_context(context)
 
     async def _load(self, context: ServerContext) -> None:
         if context.renderer is not None:
