@@ -34,6 +34,13 @@ class Executor(Protocol):
         """Enqueue sampling. `bitmask` is [len(grammar_rows), ceil(vocab / 32)], 1 = allowed."""
         ...
 
+    def use_idle_time(self) -> bool:
+        """Prepare for steps that may come, for a moment; False when nothing is left to do.
+
+        No step is in flight.
+        """
+        ...
+
     def control(self, method: str, args: list[Any]) -> Any:
         """Run a rarely used operation (sleep, wake, profile) between steps."""
         ...
