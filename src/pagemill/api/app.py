@@ -15,7 +15,7 @@ from pagemill.api import schema as s
 from pagemill.api.anthropic import endpoints as messages
 from pagemill.api.anthropic import schema as a
 from pagemill.api.context import ServerContext
-from pagemill.api.endpoint import Endpoint, delete, get, post
+from pagemill.api.endpoint import Endpoint, delete, get, pool, post
 from pagemill.api.errors import exception_handlers
 from pagemill.api.middleware import (
     BodyLimit,
@@ -30,6 +30,10 @@ from pagemill.api.rate_limit import RATE_HEADERS, KeyBuckets, RateLimiter, RateL
 from pagemill.api.responses_api import endpoints as responses
 from pagemill.api.responses_api import schema as rs
 from pagemill.api.tools.chat_format import ChatFormat
+from pagemill.api.vectors import answers as va
+from pagemill.api.vectors import endpoints as vectors
+from pagemill.api.vectors import schema as v
+from pagemill.api.vectors import scoring
 
 # fmt: off
 ENDPOINTS = (
@@ -41,6 +45,14 @@ ENDPOINTS = (
     post("/v1/responses/{response_id}/cancel", responses.cancel, None, rs.ResponseObject),
     post("/v1/messages", messages.create, a.MessagesRequest, a.Message, generates=True),
     post("/v1/messages/count_tokens", messages.count_tokens, a.CountTokensRequest, a.TokenCount),
+    pool("/v1/embeddings", vectors.embeddings, v.EmbeddingRequest, va.EmbeddingList),
+    pool("/v1/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
+    pool("/v2/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
+    pool("/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
+    pool("/v1/score", scoring.score, v.ScoreRequest, va.ScoreList),
+    pool("/score", scoring.score, v.ScoreRequest, va.ScoreList),
+    pool("/classify", vectors.classify, v.ClassifyRequest, va.ClassificationList),
+    pool("/pooling", vectors.pooling, v.PoolingRequest, va.PooledList),
     get("/v1/models", models.list_models, r.ModelList),
     get("/v1/models/{model_id:path}", models.get_model, r.ModelCard),
     post("/tokenize", tokenize.tokenize, s.TokenizeRequest, r.TokenizeResponse),

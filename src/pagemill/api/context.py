@@ -17,7 +17,14 @@ from pagemill.api.admission import Admission
 from pagemill.api.peers import NoPeers, Peers
 from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
-from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
+from pagemill.config.pooling import PoolingConfig
+from pagemill.errors import (
+    EngineDeadError,
+    InvalidParams,
+    OverloadedError,
+    UnknownModel,
+    WrongModel,
+)
 from pagemill.frontend.base import EngineClient, Renderer
 from pagemill.metrics.metrics import Metrics, RequestObservation
 from pagemill.version import __version__
@@ -38,6 +45,7 @@ class Limits:
     max_headers: int = 128
     body_timeout: float = 60.0
     max_prompts: int = 1024
+    max_inputs: int = 2048  # texts of one request for vectors
     max_choices: int = 1024  # prompts x n
     max_logprobs: int = 20
     max_messages: int = 4096
@@ -197,6 +205,31 @@ class ServerContext:
         if status.state != "ready" or self.renderer is None:
             raise OverloadedError("The model is still loading", LOADING_RETRY_SECONDS)
         return self.renderer
+
+    def require_generation(self) -> None:
+        """Raises WrongModel when the model makes vectors."""
+        pooling = self.client.info.pooling
+        if pooling is None:
+            return
+        if pooling.task == "embed":
+            raise WrongModel(
+                "This model makes embeddings, no text; use /v1/embeddings, or start a server with "
+                "a model that generates text"
+            )
+        raise WrongModel(
+            "This model makes scores, no text; use /v1/score, /v1/rerank or /classify, or start a "
+            "server with a model that generates text"
+        )
+
+    def require_pooling(self) -> PoolingConfig:
+        """How the model pools. Raises WrongModel when it generates text."""
+        pooling = self.client.info.pooling
+        if pooling is None:
+            raise WrongModel(
+                "This model generates text; start a server with an embedding model or a "
+                "cross-encoder, such as `pagemill serve minilm`, or with --runner pooling"
+            )
+        return pooling
 
     def chat_format(self, renderer: Renderer) -> ChatFormat:
         """How the model writes tool calls and reasoning. Raises ConfigError."""

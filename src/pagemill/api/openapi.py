@@ -92,7 +92,7 @@ def _responses(endpoint: Endpoint) -> Json:
     ok: Json = {"description": "OK"}
     if endpoint.response is not None:
         ok["content"] = _json_of(endpoint.response)
-    if endpoint.generates:
+    if endpoint.streams:
         ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     anthropic = endpoint.path.startswith(ANTHROPIC_PATH)
     error = _json_of(AnthropicErrorResponse if anthropic else ErrorResponse)

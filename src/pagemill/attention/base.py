@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -71,7 +72,18 @@ class ForwardBatch:
     host_seq_lens: NDArray[np.int32] | None = None
     kv_cache: list[LayerCache] = field(default_factory=list)
     attention: AttentionBackend | None = None
+    packed: PackedAttention | None = None  # of models without a cache, instead of `attention`
     plan: Any = None  # the backend's own
+    token_types: Tensor | None = None  # [T] int64: 0, or 1 in the second text of a pair
+    # Where layers differ in their block table: the table of each layer, and the batch with each
+    # table but the first. (This batch is not in the list: a cycle would keep its tensors.)
+    layer_tables: Sequence[int] = ()
+    more_tables: list[ForwardBatch] = field(default_factory=list)
+
+    def of_layer(self, index: int) -> ForwardBatch:
+        """With the block table, slot mapping and plan of a layer."""
+        table = self.layer_tables[index] if self.more_tables else 0
+        return self.more_tables[table - 1] if table else self
 
 
 class AttentionBackend(Protocol):
@@ -99,4 +111,18 @@ class FusedAttention(Protocol):
 
         qkv is [T, q_size + 2 kv_size]; returns [T, num_heads * D].
         """
+        ...
+
+
+class PackedAttention(Protocol):
+    """Attention of every token to its whole row, without a cache."""
+
+    name: str
+
+    def plan(self, batch: ForwardBatch) -> Any:
+        """Prepare what all layers of the step share. Rows of equal length should be neighbours."""
+        ...
+
+    def run_packed(self, spec: AttentionSpec, qkv: Tensor, batch: ForwardBatch) -> Tensor:
+        """[T, 3 * num_heads * D] -> [T, num_heads * D]."""
         ...

@@ -64,6 +64,12 @@ class ServeArgs:
     chat_template: str | None = flag(
         None, _MODEL, "Jinja file to use instead of the model's own template", metavar="FILE"
     )
+    runner: str = flag(
+        "auto",
+        _MODEL,
+        "'pooling' makes embeddings or scores instead of text; auto: as the model's files say",
+        choices=("auto", "generate", "pooling"),
+    )
     tool_call_parser: str = flag(
         "auto", _MODEL, "format of tool calls; auto: as the chat template says", metavar="NAME"
     )
@@ -134,7 +140,10 @@ class ServeArgs:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     quantization: str = flag(
-        "none", _COMPUTE, "hold weights in fewer bits; int8 on CPUs", choices=("none", "int8")
+        "auto",
+        _COMPUTE,
+        "bits of weights, on CPUs; auto: int8 there, unless --dtype is given",
+        choices=("auto", "none", "int8", "int4"),
     )
     speculative: str = flag(
         "none", _COMPUTE, "guess tokens ahead, from the text so far", choices=("none", "ngram")

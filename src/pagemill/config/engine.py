@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pagemill.config.pooling import PoolingConfig
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engine process needs; travels to it as JSON.
@@ -41,3 +43,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int = 0  # 0 only until resolved
     hash_key: str = ""  # hex; keys the prefix cache's block hashes
     max_logprobs: int = 20
+    pooling: PoolingConfig | None = None  # None: the model generates text

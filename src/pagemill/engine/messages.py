@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from pagemill.params import SamplingParams
+from pagemill.config.cache import CacheGroup
+from pagemill.config.pooling import PoolingConfig
+from pagemill.params import PoolingParams, SamplingParams
 
 # Upper bounds of the tokens of a step, inclusive, by which steps are counted.
 STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -19,7 +21,10 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class AddRequest(msgspec.Struct, array_like=True, tag="add"):
-    """Start a generation. `params` has `n == 1` and `max_tokens` resolved to a number."""
+    """Start a generation. `params` has `n == 1` and `max_tokens` resolved to a number.
+
+    With `pooling` it is a request for vectors instead; `params` says only when it times out.
+    """
 
     request_id: str
     client_id: int
@@ -29,6 +34,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag="add"):
     lora: str | None = None
     priority: int = 0  # lower runs earlier
     arrival_time: float = 0.0
+    pooling: PoolingParams | None = None
 
 
 class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
@@ -71,7 +77,8 @@ class RequestDelta(msgspec.Struct, array_like=True, omit_defaults=True):
 
     `token_ids` (int32 bytes) includes the token that stopped the generation. `prompt_logprobs`
     comes in chunks as the prompt is computed, and covers prompt positions 1, 2, … in order.
-    `num_cached_tokens` and `scheduled_time` are set on the first delta of a request.
+    `num_cached_tokens` and `scheduled_time` are set on the first delta of a request. `pooled` is
+    float32: the vector of a request that pools, or those of its next tokens, one after the other.
     """
 
     request_id: str
@@ -85,6 +92,7 @@ class RequestDelta(msgspec.Struct, array_like=True, omit_defaults=True):
     scheduled_time: float | None = None
     num_preemptions: int = 0
     error: str | None = None
+    pooled: bytes = b""
 
 
 class EngineStats(msgspec.Struct, array_like=True):
@@ -137,6 +145,9 @@ class EngineInfo(msgspec.Struct, array_like=True):
     quantization: str = "none"
     weight_bytes: int = 0
     cache_bytes: int = 0
+    cache_groups: tuple[CacheGroup, ...] = (CacheGroup(),)
+    cache_tokens: int = 0  # that fit, in texts of `max_model_len`
+    pooling: PoolingConfig | None = None  # None: the model generates text
 
 
 class EngineStatus(msgspec.Struct, array_like=True, tag="status"):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pagemill.device.base import Device
 from pagemill.errors import ModelLoadError, PageMillError
-from pagemill.models.base import Model
-from pagemill.runner.runner import ModelRunner
+from pagemill.executor.base import Runner
+from pagemill.models.base import AnyModel
 
 LEVELS = (1, 2)
 
@@ -26,16 +26,16 @@ LEVELS = (1, 2)
 class Recipe:
     """How to get the model, and a runner for it. Must not hold on to either."""
 
-    load: Callable[[], Model]
-    start: Callable[[Model], ModelRunner]
+    load: Callable[[], AnyModel]
+    start: Callable[[AnyModel], Runner]
 
 
 class Resident:
     """A model and its runner, which is None while they sleep."""
 
-    def __init__(self, model: Model, runner: ModelRunner, device: Device, recipe: Recipe) -> None:
-        self.runner: ModelRunner | None = runner
-        self._model: Model | None = model
+    def __init__(self, model: AnyModel, runner: Runner, device: Device, recipe: Recipe) -> None:
+        self.runner: Runner | None = runner
+        self._model: AnyModel | None = model
         self._device = device
         self._recipe = recipe
 
@@ -72,13 +72,13 @@ class Resident:
         self.runner = self._model = None
 
 
-def move(model: Model, device: torch.device) -> None:
+def move(model: AnyModel, device: torch.device) -> None:
     """Move all tensors of a model. The objects stay, since layers share some of them."""
     for tensor in held_tensors(model):
         tensor.data = tensor.data.to(device)
 
 
-def held_tensors(model: Model) -> list[Tensor]:
+def held_tensors(model: AnyModel) -> list[Tensor]:
     """Parameters, buffers and the plain tensors that modules hold, each once."""
     assert isinstance(model, nn.Module)
     found: dict[int, Tensor] = {}

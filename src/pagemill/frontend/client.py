@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from pagemill.engine.channel import ClientChannel, EngineAddress
 from pagemill.engine.messages import (
     AbortClient,
     AbortRequests,
+    AddRequest,
     Control,
     ControlResult,
     EngineInfo,
@@ -29,16 +30,25 @@ from pagemill.frontend.grammar_checks import GrammarChecks
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
-from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.frontend.pace import PacedProcessor
+from pagemill.frontend.pooling import (
+    PoolingProcessor,
+    check_ended_well,
+    pooling_request,
+    read_output,
+    resolve_pooling_params,
+)
 from pagemill.frontend.queue_limit import QueueLimit
-from pagemill.frontend.submission import PromptHasher, engine_requests
+from pagemill.frontend.submission import PromptHasher, engine_request_id, engine_requests
 from pagemill.frontend.tokenizer import Tokenizer
 from pagemill.frontend.validate import RequestValidator
-from pagemill.params import SamplingParams
+from pagemill.params import PoolingParams, SamplingParams
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.25
+POOLED_AT_ONCE = 512  # prompts of one call for vectors that the engine holds: a few full steps
 DRAIN_SECONDS = 0.1  # for the last messages of an engine that has ended
 
 
@@ -57,9 +67,9 @@ class EngineHandle(Protocol):
 class _OpenChoice:
     """One engine request that has not ended: who reads it and what turns tokens into text."""
 
-    processor: OutputProcessor
+    processor: OutputProcessor | PacedProcessor | PoolingProcessor
     mailbox: Mailbox
-    num_waiting: int  # tokens of the prompt until the first one comes, then 0
+    num_waiting: int = 0  # tokens of the prompt until the first one comes; 0: not counted
 
 
 class ZmqEngineClient:
@@ -182,6 +192,74 @@ class ZmqEngineClient:
         finally:
             self._close_request(request_id)
 
+    async def pool(
+        self,
+        prompts: Sequence[Prompt],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+    ) -> list[PooledOutput]:
+        """See `EngineClient.pool`. Only some of many prompts are with the engine at any time."""
+        additions = await self._pooling_requests(prompts, params, request_id)
+        for addition in additions:
+            addition.priority = priority
+        num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self._limit.queue(num_tokens)
+        try:
+            updates = await self._run_some_at_once(request_id, additions)
+        finally:
+            self._limit.started(num_tokens)
+        return [
+            read_output(updates[index], params, len(prompt.token_ids))
+            for index, prompt in enumerate(prompts)
+        ]
+
+    async def _pooling_requests(
+        self, prompts: Sequence[Prompt], params: PoolingParams, request_id: str
+    ) -> list[AddRequest]:
+        info, validator = self.info, self._need_validator()
+        additions = []
+        for index, prompt in enumerate(prompts):
+            validator.check_prompt(prompt)
+            own = resolve_pooling_params(prompt, params, info)
+            hashes = await self._hasher.hash(prompt.token_ids, info.block_size, None, None)
+            name = engine_request_id(self._client_id, request_id, index)
+            additions.append(pooling_request(name, self._client_id, prompt, hashes, own))
+        return additions
+
+    async def _run_some_at_once(
+        self, request_id: str, additions: list[AddRequest]
+    ) -> dict[int, ChoiceUpdate]:
+        """Each request's update by its index."""
+        names = [addition.request_id for addition in additions]
+        self._reserve(request_id, names, min(len(names), POOLED_AT_ONCE))
+        try:
+            return await self._run_in_turn(additions)
+        finally:
+            self._close_request(request_id)
+
+    async def _run_in_turn(self, additions: list[AddRequest]) -> dict[int, ChoiceUpdate]:
+        mailbox, following = Mailbox(), iter(enumerate(additions))
+
+        def start(index: int, addition: AddRequest) -> None:
+            self._choices[addition.request_id] = _OpenChoice(PoolingProcessor(index), mailbox)
+            self._board.set_choices(len(self._choices))
+            self._send(addition)
+
+        for index, addition in itertools.islice(following, POOLED_AT_ONCE):
+            start(index, addition)
+        updates: dict[int, ChoiceUpdate] = {}
+        while len(updates) < len(additions):
+            for update in await mailbox.take():
+                if self._monitor.failed:
+                    raise EngineDeadError(self.status.detail)
+                check_ended_well(update)
+                updates[update.index] = update
+                for index, addition in itertools.islice(following, 1):
+                    start(index, addition)
+        return updates
+
     async def abort(self, request_ids: list[str]) -> int:
         """See `EngineClient.abort`; the generators end with finish_reason "abort"."""
         found = [i for i in request_ids if i in self._requests]
@@ -207,9 +285,12 @@ class ZmqEngineClient:
 
     def _resolve(self, prompt: Prompt, params: SamplingParams) -> SamplingParams:
         info = self.info
+        return self._need_validator().resolve(prompt, params, info.max_model_len)
+
+    def _need_validator(self) -> RequestValidator:
         if self._validator is None:
             raise EngineDeadError("the tokenizer is still loading")
-        return self._validator.resolve(prompt, params, info.max_model_len)
+        return self._validator
 
     def _open(
         self,
@@ -220,16 +301,28 @@ class ZmqEngineClient:
         num_tokens: int,
     ) -> None:
         """Register the choices. Raises before anything is registered."""
+        self._reserve(request_id, engine_ids, params.n, params.n * num_tokens)
+        for index, engine_id in enumerate(engine_ids):
+            processor = self._processor(index, params)
+            self._choices[engine_id] = _OpenChoice(processor, mailbox, num_tokens)
+        self._board.set_choices(len(self._choices))
+
+    def _processor(self, index: int, params: SamplingParams) -> OutputProcessor | PacedProcessor:
+        processor = OutputProcessor(index, params, self._tokenizer)
+        if params.stream_interval == 1:
+            return processor
+        return PacedProcessor(processor, params.stream_interval)
+
+    def _reserve(
+        self, request_id: str, engine_ids: list[str], num_at_once: int, num_tokens: int = 0
+    ) -> None:
+        """Take the ids, if there is room. Raises OverloadedError and InvalidParams."""
         if request_id in self._requests:
             raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
         num_open = len(self._choices) + self._board.choices_elsewhere()
-        self._limit.check(params.n, num_open, self.info.max_num_seqs)
-        self._limit.queue(params.n * num_tokens)
+        self._limit.check(num_at_once, num_open, self.info.max_num_seqs)
+        self._limit.queue(num_tokens)
         self._requests[request_id] = engine_ids
-        for index, engine_id in enumerate(engine_ids):
-            processor = OutputProcessor(index, params, self._tokenizer)
-            self._choices[engine_id] = _OpenChoice(processor, mailbox, num_tokens)
-        self._board.set_choices(len(self._choices))
 
     def _close_request(self, request_id: str) -> None:
         """Forget the request, and abort whatever of it still runs."""

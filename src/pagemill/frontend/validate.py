@@ -37,8 +37,7 @@ class RequestValidator:
         `max_tokens` becomes a number, at most what the context leaves after the prompt. Grammars
         are checked elsewhere: they can take long. Raises InvalidParams or ContextTooLong.
         """
-        if not prompt.is_checked:
-            check_prompt_ids(prompt.token_ids, self._vocab_size)
+        self.check_prompt(prompt)
         self._check_vocabulary(params)
         self._check_logprobs(params)
         self._check_text(params)
@@ -50,6 +49,11 @@ class RequestValidator:
             logprobs=self._number_of_logprobs(params.logprobs),
             prompt_logprobs=self._number_of_logprobs(params.prompt_logprobs),
         )
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse ids outside the vocabulary. Raises InvalidParams."""
+        if not prompt.is_checked:
+            check_prompt_ids(prompt.token_ids, self._vocab_size)
 
     def _number_of_logprobs(self, asked: int | None) -> int | None:
         """-1 asks for the whole vocabulary."""

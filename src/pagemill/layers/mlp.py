@@ -23,7 +23,7 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = GateUpLinear(ctx, hidden, size, config.mlp_bias)
         self.down_proj = Linear(ctx, size, hidden, config.mlp_bias)
         self._activation = gated_activation(config.activation, ctx.ops)
-        self._fused_activation = _FUSED_ACTIVATIONS[config.activation]
+        self.fused_activation = _FUSED_ACTIVATIONS[config.activation]
         self._fused = None if config.mlp_bias else fused_ops(ctx)
         self._eps = config.norm_eps
 
@@ -39,5 +39,5 @@ class GatedMLP(nn.Module):
         """`stream += forward(norm(stream))`, in place, by two kernels."""
         assert self._fused is not None
         weight, _ = plain_weight(self.gate_up_proj)
-        x = self._fused.norm_gate_up(stream, self._eps, weight, self._fused_activation)
+        x = self._fused.norm_gate_up(stream, self._eps, weight, self.fused_activation)
         self._fused.linear_add(x, *plain_weight(self.down_proj), stream, next_norm)

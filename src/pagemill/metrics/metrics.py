@@ -15,7 +15,7 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from pagemill.frontend.outputs import ChoiceUpdate
+from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput
 from pagemill.metrics import buckets
 from pagemill.metrics.cheap import CheapCounter, CheapHistogram
 from pagemill.metrics.engine_collector import EngineCollector, StatsSource
@@ -151,6 +151,12 @@ class Metrics:
     ) -> RequestObservation:
         """Observe one prompt's generation: enter, `update` with all updates, exit."""
         return RequestObservation(self, num_prompt_tokens, params, now)
+
+    def pooling(
+        self, prompt_lengths: Sequence[int], now: Callable[[], float]
+    ) -> PoolingObservation:
+        """Observe one request for vectors: enter, `finish` with all of them, exit."""
+        return PoolingObservation(self, prompt_lengths, now)
 
     def observe_finish(self, reason: str) -> None:
         """One choice has ended: "stop", "length", "abort" or "error"."""
@@ -335,4 +341,47 @@ class RequestObservation:
         for choice in self._choices:
             if not choice.reason:
                 choice.reason = reason
+                self._metrics.observe_finish(reason)
+
+
+class PoolingObservation:
+    """The life of the prompts of one request for vectors, which end together."""
+
+    def __init__(
+        self, metrics: Metrics, prompt_lengths: Sequence[int], now: Callable[[], float]
+    ) -> None:
+        self._metrics = metrics
+        self._prompt_lengths = prompt_lengths
+        self._now = now
+        self._arrival = now()
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        for length in self._prompt_lengths:
+            self._metrics.prompt_tokens.inc(length)
+            self._metrics.request_prompt_tokens.observe(length)
+        return self
+
+    def finish(self, outputs: Sequence[PooledOutput]) -> None:
+        """All vectors are there."""
+        metrics, now = self._metrics, self._now()
+        self._finished = True
+        for output in outputs:
+            metrics.observe_finish("stop")
+            metrics.prompt_tokens_cached.inc(output.num_cached_tokens)
+            metrics.e2e_latency.observe(now - self._arrival)
+            if output.scheduled_time is not None:
+                started = max(self._arrival, output.scheduled_time)
+                metrics.queue_time.observe(started - self._arrival)
+                metrics.inference_time.observe(max(0.0, now - started))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._finished:
+            reason = "error" if isinstance(error, Exception) else "abort"
+            for _ in self._prompt_lengths:
                 self._metrics.observe_finish(reason)

@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.checkpoint.groups import Weight
 from pagemill.config.model import ModelConfig
 from pagemill.layers.base import BuildContext
 from pagemill.layers.embedding import Embedding, LMHead
 from pagemill.layers.fusion import FusedLayer, fused_ops
 from pagemill.layers.norm import RMSNorm
 from pagemill.layers.rope import build_rope_tables
+from pagemill.layers.whole import BecomesWhole
 from pagemill.models.base import KVCacheSpec
 from pagemill.models.weights import finish_loading, load_weights
 from pagemill.ops.fused import FusedOps
 
 # (config, context, the layer's attention, its rotary table) -> a module that is called with
-# (hidden or None, residual, batch), adds hidden to the residual and returns the next hidden.
+# (hidden or None, residual, batch), adds hidden to the residual and returns the next hidden, or
+# None when it has added that as well.
 LayerBuilder = Callable[[ModelConfig, BuildContext, AttentionSpec, Tensor], nn.Module]
 
 
@@ -98,7 +101,7 @@ class CausalLM(nn.Module):
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.forward(hidden)
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
         # Some checkpoints store a tied head a second time.
         ignored = frozenset({"lm_head.weight"}) if self._tied else frozenset()
         load_weights(self, weights, ignored)
@@ -109,6 +112,9 @@ class CausalLM(nn.Module):
         finish_loading(self)
         if self._tied:
             self.lm_head.tie(self.model.embed_tokens.weight)
+        for layer in self.model.layers:
+            if isinstance(layer, BecomesWhole):
+                layer.become_whole()
 
     def attention_layers(self) -> list[AttentionSpec]:
         return list(self._specs)

@@ -1,12 +1,15 @@
-"""Fusions that a device may offer beyond `Ops`, for steps of few tokens."""
+"""Fusions that a device may offer beyond `Ops`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from pagemill.attention.base import RopeInput
+from pagemill.ops.base import HeadShape
 
 
 @dataclass(slots=True)
@@ -24,7 +27,8 @@ class Stream:
 
 @runtime_checkable
 class FusedOps(Protocol):
-    """Linear layers with their neighbours in one kernel. Weights are plain [out, in] matrices.
+    """Linear layers with their neighbours in one kernel, for steps of very few tokens. Weights
+    are plain [out, in] matrices.
 
     A decoder layer is `norm_linear` of the stream, attention, `linear_add`, `norm_gate_up` of the
     stream, `linear_add`; each addition names the norm that comes next.
@@ -55,4 +59,48 @@ class FusedOps(Protocol):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: Stream, next_norm: Tensor
     ) -> None:
         """`stream += x @ weight^T + bias`, in place; `in` has no limit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """A pre-norm decoder layer. Norm weights are float32 [hidden]; matrices as the device's
+    quantisation holds them. The norms behind attention and MLP are Gemma's.
+    """
+
+    qkv: Any
+    o: Any
+    gate_up: Any
+    down: Any
+    input_norm: Tensor
+    mlp_norm: Tensor
+    eps: float
+    activation: str  # "silu" or "gelu_tanh"
+    shape: HeadShape
+    rope: RopeInput
+    scale: float
+    soft_cap: float
+    window: int
+    after_attention: Tensor | None = None
+    after_mlp: Tensor | None = None
+
+
+class WholeLayer(Protocol):
+    """One decoder layer in one call."""
+
+    def takes(self, residual: Tensor, plan: Any) -> bool:
+        """Whether `run` can compute a step with this attention plan."""
+        ...
+
+    def run(self, residual: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Any) -> None:
+        """Add what the layer computes to the residual [T, hidden], in place."""
+        ...
+
+
+@runtime_checkable
+class LayerOps(Protocol):
+    """A device with whole decoder layers."""
+
+    def whole_layer(self, parts: LayerParts) -> WholeLayer | None:
+        """The layer made of these parts, or None where it has to be computed part by part."""
         ...

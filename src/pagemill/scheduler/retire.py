@@ -51,6 +51,7 @@ class Retirement:
         _describe_first(step, deltas)
         _add_logprobs(step.requests, result, deltas)
         self._add_prompt_logprobs(step, result, current, deltas)
+        _add_pooled(step, result, current, deltas)
         return list(deltas.values())
 
     def _settle(self, step: ScheduledStep, result: StepResult, rows: Index) -> list[int]:
@@ -58,7 +59,7 @@ class Retirement:
 
         Returns the rows that completed a block of text that has been computed.
         """
-        slots, block_size = self._slots, self._cache.group.block_size
+        slots, block_size = self._slots, self._cache.layout.block_size
         sampling, num_drafts = step.slots[rows], step.batch.num_drafts[rows]
         num_tokens = result.num_tokens[rows]
         before = slots.length[sampling]
@@ -126,13 +127,11 @@ class Retirement:
 
     def _keep_generated(self, requests: list[Request], rows: list[int]) -> None:
         """Commit the blocks that generation has completed; give back what the window passed."""
-        windowed = self._cache.group.window > 0
         for row in rows:
             request = requests[row]
             if request.status is Status.RUNNING:
                 self._keep(request)
-                if windowed:
-                    self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
+                self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
 
     def _keep(self, request: Request) -> None:
         self._cache.commit(request.blocks, request.token_ids, len(request.token_ids) - 1)
@@ -232,6 +231,22 @@ def _add_logprobs(
                 logprobs.ranks[row, :count],
                 top,
             )
+
+
+def _add_pooled(
+    step: ScheduledStep, result: StepResult, current: Bool, deltas: dict[int, RequestDelta]
+) -> None:
+    """Vectors of a request, or of its tokens that were not reported before a preemption."""
+    for row, vectors in (result.pooled or {}).items():
+        request = step.requests[row]
+        if not current[row] and row not in deltas:
+            continue  # it has ended, or computes these tokens again
+        if vectors.ndim > 1:
+            vectors = vectors[max(0, request.num_pooled - int(step.batch.start[row])) :]
+            request.num_pooled += len(vectors)
+        if row not in deltas:
+            deltas[row] = RequestDelta(request.request_id, request.client_id)
+        deltas[row].pooled = np.ascontiguousarray(vectors, "<f4").tobytes()
 
 
 def _prompt_chunk(request: Request, start: int, computed: PromptLogprobs) -> LogprobsChunk | None:
