@@ -27,6 +27,10 @@ class Runner(Protocol):
 
     def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult: ...
 
+    def capture_another(self) -> bool:
+        """Capture a graph that is still missing, while no step is in flight; whether one was."""
+        ...
+
 
 class Executor(Protocol):
     """Runs batches in order. Neither call blocks on the device."""
