@@ -99,7 +99,7 @@ class EngineLoop:
         """Sleep until there is a message; what is long enough for it is used."""
         if not self._may_prepare:
             self._channel.wait(seconds)
-        elif not self._channel.wait(min(seconds, QUIET_SECONDS)):
+        elif not self._channel.wait(min(seconds, QUIET_SECONDS)) and seconds >= QUIET_SECONDS:
             self._may_prepare = self._engine.use_idle_time()
 
     def _handle(self, message: ToEngine) -> None:

@@ -150,7 +150,7 @@ class ModelRunner:
     def capture_another(self) -> bool:
         """Capture a graph that is still missing, while no step is in flight; whether there was one.
 
-        One step with drafts after the other uses no graph. Lack of memory is no error: what is
+        With a speculator steps have drafts and use none. Lack of memory is no error here: what is
         needed later is tried again then.
         """
         if self._graphs is None or self._speculator is not None:
