@@ -50,7 +50,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-_QUANTIZED_BYTES = 1  # at least, per weight
+_QUANTIZED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
 
 
 class LocalExecutor:
@@ -102,7 +102,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     context = _build_context(config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
     model = _load(config, model_config, context, checkpoint, report)
-    plan = CachePlan(config, model, context.dtype)
+    plan = CachePlan(config, model, _cache_type(config, device))
     fit = _fit_memory(config, model, device, attention, plan, report)
     if fit.remark:
         report(fit.remark)
@@ -131,7 +131,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=device.info().name,
         dtype=config.dtype,
-        attention=attention_name(config, device, attention),
+        attention=attention_name(config, attention),
         quantization=config.quantization,
         weight_bytes=num_bytes,
         cache_bytes=fit.num_bytes,
@@ -216,8 +216,8 @@ def _check_weights_fit(
     meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
     assert isinstance(meta, torch.nn.Module)
     num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
-    itemsize = context.dtype.itemsize if config.quantization == "none" else _QUANTIZED_BYTES
-    needed, free = num_weights * itemsize, device.free_memory()
+    itemsize = _QUANTIZED_BYTES.get(config.quantization, context.dtype.itemsize)
+    needed, free = int(num_weights * itemsize), device.free_memory()
     if needed > free:
         raise ModelLoadError(
             f"the weights of {config.model} need {needed / _GIB:.1f} GiB as {config.dtype}, but "
@@ -247,7 +247,7 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    weights = iterate_weights(checkpoint, progress=progress)
+    weights = iterate_weights(checkpoint, progress=progress, keep_groups=context.quant.keeps_groups)
     return load_model(model_config, context, weights, build=build)
 
 
@@ -268,6 +268,13 @@ def _fit_memory(
         runner.sample(batch).wait()
 
     return plan.fit(cache_budget(config, device, device.peak_memory(run_largest_batch)))
+
+
+def _cache_type(config: EngineConfig, device: Device) -> torch.dtype:
+    """On CPUs, half the bytes of float32 where weights are rounded as well."""
+    if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
+        return torch.float16
+    return _DTYPES[config.dtype]
 
 
 def _build_runner(

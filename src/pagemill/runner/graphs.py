@@ -25,8 +25,8 @@ from pagemill.runner.inputs import plan_layers
 from pagemill.runner.slots import SlotState
 from pagemill.sampling.state import Column
 
-_DENSE_UP_TO = 64  # powers of two below 8, then steps of 8
-_STEPS_PER_DOUBLING = 8  # beyond: padding costs at most an eighth of the rows
+_SMALL_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+_STEPS_PER_DOUBLING = 4  # beyond: padding costs at most a quarter of the rows
 
 
 class Sampling(Enum):
@@ -51,8 +51,7 @@ class DecodeModel:
 
 def padded_sizes(max_rows: int) -> list[int]:
     """The numbers of rows to capture for, ascending; the last is `max_rows`."""
-    sizes = {1, 2, 4, *range(8, _DENSE_UP_TO + 1, 8)}
-    size = _DENSE_UP_TO
+    sizes, size = set(_SMALL_SIZES), _SMALL_SIZES[-1]
     while size < max_rows:
         sizes |= set(range(size, 2 * size, size // _STEPS_PER_DOUBLING))
         size *= 2

@@ -220,4 +220,4 @@ def test_padding_is_little(most: int) -> None:
     assert sizes == sorted(set(sizes)) and sizes[-1] == most and sizes[0] == 1
     for rows in range(1, most + 1):
         size = next(s for s in sizes if s >= rows)
-        assert size - rows <= max(7, rows // 8)
+        assert size - rows <= max(15, rows // 4)
