@@ -117,6 +117,8 @@ async def _stream(http: httpx.AsyncClient, body: dict[str, Any]) -> Sample:
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                return Sample(text, f"error: {event['error']['message']}", num_tokens)
             for choice in event["choices"]:
                 text += choice["delta"].get("content") or ""
                 reason = choice["finish_reason"] or reason
