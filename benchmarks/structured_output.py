@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--model", default=None)
     parser.add_argument("--url", default=None, help="of a server, instead of --model")
     parser.add_argument("--clients", type=int, default=32, help="at once, with --url")
-    parser.add_argument("--max-tokens", type=int, default=2000)
+    parser.add_argument("--max-tokens", type=int, default=400)
     args = parser.parse_args()
     schemas = json.loads(SCHEMAS.read_text())
     jobs = [Job(name, schema, i) for name, schema in schemas.items() for i in range(args.samples)]
