@@ -52,6 +52,7 @@ class PacedClient(FakeClient):
         self.open_ids.add(request_id)
 
         async def feed() -> None:
+            await asyncio.sleep(self.first_delay)
             async for update in self._updates(prompt, params, request_id):
                 mailbox.put(update)
             self.ended.set()
@@ -111,6 +112,35 @@ BODIES = [
     ("/v1/messages", {**CHAT, "max_tokens": 30}),
     ("/v1/responses", {"input": "x"}),
 ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "x", "echo": True}),
+        ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}}),
+        ("/v1/messages", {**CHAT, "max_tokens": 30}),
+    ],
+)
+def test_a_stream_that_begins_with_silence_has_its_opening(path: str, body: dict[str, Any]) -> None:
+    bodies = []
+    for client, http in (
+        (PacedClient(first_delay=0.2, delay=0.002), StreamingProtocol),
+        (FakeClient(delay=0.002), "auto"),
+    ):
+        settings = ApiSettings(sse_keep_alive=0.05)
+        context = make_context(client, settings, clock=Clock(wall=lambda: 1000.0))
+        with serve(context, http=http) as url:
+            bodies.append(ask(url, path, body))
+    silent, usual = bodies
+    comments = silent.count(": keep-alive\n\n") + silent.count('{"type":"ping"}') - 1
+    assert comments >= 2 or ("ping" not in silent and comments >= 1)
+    assert without_comments(silent) == without_comments(usual)
+
+
+def without_comments(text: str) -> str:
+    ping = 'event: ping\ndata: {"type":"ping"}\n\n'
+    return text.replace(": keep-alive\n\n", "").replace(ping, "")
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)

@@ -60,6 +60,10 @@ class DirectPath:
         self._writer: BodyWriter | None = None
         self.wrote = False
 
+    @property
+    def is_open(self) -> bool:
+        return self._writer is not None
+
     def open(self, writer: BodyWriter | None) -> None:
         """Write to `writer` from now on."""
         if writer is not None:

@@ -18,22 +18,23 @@ from pagemill.ops.triton.split_attention import (
 )
 
 PROGRAMS_PER_SM = 4  # what fits a multiprocessor at once
-# Few choices, since each is a kernel to compile. The last is for a device that is full anyway:
-# one very long row must not hold up a step of short ones.
-SPLITS = (64, 16, 4)
-MIN_CHUNK = 32
-BUSY_DEVICE_MIN_CHUNK = 512
-FULL_DEVICE_MIN_CHUNK = 2048
+LONG = 8192  # tokens; where rows may be longer, one must not hold up a step of short ones
 
 
-def choose_splits(pairs: int, sms: int) -> SplitPlan:
-    """How to divide the caches of `pairs` (row, kv head) pairs over a device."""
+def choose_splits(pairs: int, sms: int, longest: int) -> SplitPlan:
+    """How to divide the caches of `pairs` (row, kv head) pairs over a device.
+
+    Few choices, since each is a kernel to compile. Splits that a row is too short for cost a little
+    each, so a full device gets none unless a row may have more than LONG tokens.
+    """
     wanted = cdiv(PROGRAMS_PER_SM * sms, pairs)
-    most, some, least = SPLITS
-    if wanted <= least:
-        return SplitPlan(least, BUSY_DEVICE_MIN_CHUNK if wanted > 1 else FULL_DEVICE_MIN_CHUNK)
-    num_splits = some if wanted <= some else most
-    return SplitPlan(num_splits, MIN_CHUNK, block_n=32, early=True)
+    if wanted > 16:
+        return SplitPlan(64, 32, block_n=32, early=True)
+    if wanted > 4:
+        return SplitPlan(4, 256, early=True)
+    if longest > LONG:
+        return SplitPlan(4, 2048 if wanted == 1 else 512, early=True)
+    return SplitPlan(2, 256) if wanted > 1 else SplitPlan(1, LONG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,6 @@ class TritonAttention:
     ) -> Tensor:
         cache = batch.kv_cache[spec.layer_index]
         pairs = batch.num_seqs * spec.num_kv_heads
-        plan = choose_splits(pairs, num_sms(q))
+        plan = choose_splits(pairs, num_sms(q), batch.max_seq_len)
         counters = self._counters.get(q.device, pairs)
         return split_attention(spec, q, batch, cache, counters, plan, query_len, rope, out)

@@ -140,7 +140,10 @@ class ServeArgs:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     quantization: str = flag(
-        "none", _COMPUTE, "hold weights in fewer bits; int8 on CPUs", choices=("none", "int8")
+        "auto",
+        _COMPUTE,
+        "bits of weights, on CPUs; auto: int8 there, unless --dtype is given",
+        choices=("auto", "none", "int8", "int4"),
     )
     speculative: str = flag(
         "none", _COMPUTE, "guess tokens ahead, from the text so far", choices=("none", "ngram")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pagemill.checkpoint.groups import Weight
 from pagemill.config.model import ModelConfig
 from pagemill.errors import ModelLoadError
 from pagemill.layers.base import BuildContext
@@ -20,7 +21,7 @@ Builder = Callable[[ModelConfig, BuildContext], AnyModel]
 def load_model(
     config: ModelConfig,
     ctx: BuildContext,
-    weights: Iterable[tuple[str, Tensor]] | None,
+    weights: Iterable[tuple[str, Weight]] | None,
     *,
     seed: int = 0,
     build: Builder = build_model,
@@ -50,7 +51,7 @@ def load_model(
 def _load(
     config: ModelConfig,
     ctx: BuildContext,
-    weights: Iterable[tuple[str, Tensor]] | None,
+    weights: Iterable[tuple[str, Weight]] | None,
     seed: int,
     build: Builder,
 ) -> AnyModel:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pagemill.checkpoint.groups import Weight
 from pagemill.errors import ModelLoadError
 from pagemill.layers.base import HoldsWeights, WeightSlot
 
@@ -16,7 +17,7 @@ _DUMMY_RANGE = 0.05
 
 
 def load_weights(
-    model: nn.Module, weights: Iterable[tuple[str, Tensor]], ignored: frozenset[str]
+    model: nn.Module, weights: Iterable[tuple[str, Weight]], ignored: frozenset[str]
 ) -> None:
     """Fill every slot of the model. Raises ModelLoadError naming the first tensor that is wrong."""
     slots = weight_slots(model)

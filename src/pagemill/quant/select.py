@@ -8,15 +8,19 @@ from pagemill.ops.select import has_native_kernels
 from pagemill.quant.base import QuantMethod
 from pagemill.quant.unquantized import Unquantized
 
+_GROUPED_BITS = {"int8": 8, "int4": 4}
+
 
 def select_quant(name: str, device_type: str, ops: Ops) -> QuantMethod:
     """The method called `name` for a device. Raises ConfigError where there is none."""
     if name == "none":
         return Unquantized(ops)
-    if name == "int8" and device_type == "cpu":
+    if name in _GROUPED_BITS and device_type == "cpu":
         if not has_native_kernels():
-            raise ConfigError("int8 on CPUs needs the C++ kernels; install with a C++ compiler")
-        from pagemill.quant.int8 import Int8
+            raise ConfigError(f"{name} on CPUs needs the C++ kernels; install with a C++ compiler")
+        from pagemill.ops.cpu.matrix import MatrixProducts
+        from pagemill.quant.grouped import Grouped
 
-        return Int8()
-    raise ConfigError(f"quantization {name!r} is unknown on {device_type}; there are none, int8")
+        return Grouped(_GROUPED_BITS[name], MatrixProducts())
+    known = ", ".join(("none", *_GROUPED_BITS)) if device_type == "cpu" else "none"
+    raise ConfigError(f"quantization {name!r} is unknown on {device_type}; there are {known}")
