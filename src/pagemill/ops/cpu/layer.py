@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class NativeLayer:
     def __init__(self, parts: LayerParts, workspace: _native.Workspace) -> None:
         self._parts = parts
         self._workspace = workspace
-        self._cache: tuple[Tensor, _native.Cache] | None = None
+        # Only the owner keeps the pages alive: they are given up while the model sleeps.
+        self._cache: tuple[ReferenceType[Tensor], _native.Cache] | None = None
         shape = parts.shape
         rope = parts.rope
         self._layer = _native.Layer(
@@ -55,8 +57,8 @@ class NativeLayer:
         return isinstance(plan, _native.Step) and residual.dtype == torch.float32
 
     def run(self, residual: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Any) -> None:
-        if self._cache is None or self._cache[0] is not k_cache:
-            self._cache = k_cache, cache_pages(k_cache, v_cache, residual.dtype)
+        if self._cache is None or self._cache[0]() is not k_cache:
+            self._cache = ref(k_cache), cache_pages(k_cache, v_cache, residual.dtype)
         _native.run_layer(
             self._layer, float_address(residual), plan, self._cache[1], self._workspace
         )
