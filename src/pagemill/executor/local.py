@@ -31,6 +31,7 @@ from pagemill.models.weights import weight_slots
 from pagemill.ops.base import Ops
 from pagemill.ops.decode import DecodeOps
 from pagemill.ops.deterministic import DeterministicOps
+from pagemill.ops.sampling import SamplingOps
 from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import (
@@ -101,12 +102,14 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     context = _build_context(config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
     model = _load(config, model_config, context, checkpoint, report)
-    fit = _fit_memory(config, model, device, attention, report)
+    fit = _fit_memory(config, model, device, attention, context.ops, report)
     if fit.remark:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = _decode_ops(config, context.ops, attention)
-    runner = _build_runner(fitted, model, device, attention, fit.num_blocks, decode_ops)
+    runner = _build_runner(
+        fitted, model, device, attention, fit.num_blocks, context.ops, decode_ops
+    )
     if decode_ops is not None:
         report("capturing graphs of decode steps")
         runner.capture_graphs()
@@ -204,12 +207,13 @@ def _fit_memory(
     model: Model,
     device: Device,
     attention: AttentionBackend,
+    ops: Ops,
     report: Report,
 ) -> CacheFit:
     report("measuring memory")
 
     def run_largest_batch() -> None:
-        runner = _build_runner(config, model, device, attention, num_blocks=1)
+        runner = _build_runner(config, model, device, attention, 1, ops)
         batch = largest_batch(config)
         runner.forward(batch)
         runner.sample(batch).wait()
@@ -225,6 +229,7 @@ def _build_runner(
     device: Device,
     attention: AttentionBackend,
     num_blocks: int,
+    ops: Ops,
     decode_ops: DecodeOps | None = None,
 ) -> ModelRunner:
     cache = allocate_cache(
@@ -235,4 +240,7 @@ def _build_runner(
         _DTYPES[config.dtype],
     )
     speculator = select_speculator(config)
-    return ModelRunner(config, model, device, attention, cache, speculator, decode_ops)
+    sampling_ops = ops if isinstance(ops, SamplingOps) else None
+    return ModelRunner(
+        config, model, device, attention, cache, speculator, decode_ops, sampling_ops
+    )

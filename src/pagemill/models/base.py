@@ -30,7 +30,7 @@ class Model(Protocol):
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> float32 logits [rows, vocab]."""
+        """[rows, hidden] -> logits [rows, vocab], in the model's type or float32."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""`Ops`, `FusedOps` and `DecodeOps` by Triton kernels; products of many tokens go to cuBLAS."""
+"""`Ops`, `FusedOps`, `DecodeOps` and `SamplingOps` in Triton; products of many tokens by cuBLAS."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from pagemill.ops.base import HeadShape
 from pagemill.ops.decode import DecodeInputs, DecodeState
+from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 from pagemill.ops.triton import activation, decode_step, norm, rope, sampling
 from pagemill.ops.triton.counters import Counters
-from pagemill.ops.triton.sampling import SamplingRows
 from pagemill.ops.triton.skinny_linear import MAX_TOKENS, skinny_linear
 from pagemill.ops.triton.vector_linear import MAX_WIDTH, norm_vector_linear, vector_linear
 
@@ -18,7 +18,7 @@ SKINNY_MAX_ELEMENTS = 16 * 1024 * 1024
 
 
 class TritonOps:
-    """Implements `Ops`, `FusedOps` and `DecodeOps`, and sampling."""
+    """Implements `Ops`, `FusedOps`, `DecodeOps` and `SamplingOps`."""
 
     name = "triton"
 
@@ -89,9 +89,12 @@ class TritonOps:
         """The first greatest entry of each row of logits [n, V] -> [n] int64."""
         return sampling.argmax(logits)
 
-    def sample(self, logits: Tensor, rows: SamplingRows, truncate: bool) -> Tensor:
-        """One token per row of logits [n, V] -> [n] int64; see `sampling.sample`."""
-        return sampling.sample(logits, rows, truncate)
+    def sampling_rows(self, slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
+        return sampling.sampling_rows(slots, index, state)
+
+    def sample(self, logits: Tensor, rows: SamplingRows, filters: Filters) -> Tensor:
+        counters = self._counters.get(logits.device, logits.shape[0])
+        return sampling.sample(logits, rows, filters, counters)
 
     def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
         """One token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""
