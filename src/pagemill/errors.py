@@ -29,6 +29,10 @@ class ContextTooLong(RequestError):
     """The prompt, or the prompt with the tokens asked for, exceeds the context length."""
 
 
+class WrongModel(RequestError):
+    """The loaded model does not do what the endpoint is for."""
+
+
 class GrammarError(RequestError):
     """A schema, regular expression or grammar cannot be enforced."""
 

@@ -16,14 +16,24 @@ import msgspec
 from pagemill.config.args import ServeArgs
 from pagemill.config.facts import detect
 from pagemill.engine.messages import EngineInfo
-from pagemill.errors import ConfigError, InvalidParams
+from pagemill.errors import ConfigError, InvalidParams, WrongModel
 from pagemill.frontend.local_client import LocalClient
-from pagemill.frontend.outputs import Prompt
+from pagemill.frontend.outputs import PooledOutput, Prompt
+from pagemill.frontend.pair_encoding import checked_keep
+from pagemill.frontend.pooling import check_scores_pairs, cosine, pair_up
+from pagemill.frontend.pooling_output import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringOutput,
+    request_outputs,
+)
 from pagemill.frontend.request_output import RequestOutput, request_output
 from pagemill.frontend.submission import PromptHasher
 from pagemill.frontend.text_side import TextSide, eos_ids, load_text_side
 from pagemill.frontend.validate import RequestValidator
-from pagemill.params import SamplingParams
+from pagemill.params import PoolingParams, SamplingParams
 from pagemill.prepare import prepare
 
 if TYPE_CHECKING:
@@ -93,6 +103,7 @@ class LLM:
             plan.config,
             cuda_graphs=plan.config.cuda_graphs and not enforce_eager,
             max_logprobs=max_logprobs,
+            max_num_queued_reqs=0,  # all prompts of a call wait at once
             quantization=quantization or plan.config.quantization,
         )
         self._defaults = plan.default_params
@@ -149,6 +160,66 @@ class LLM:
         ]
         return self._run(prompts, sampling_params, use_tqdm)
 
+    def encode(
+        self,
+        prompts: TextOrTokens | Sequence[TextOrTokens],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """The vectors of each prompt, as numpy arrays. Raises RequestError before anything runs."""
+        parsed, pooled = self._pool(prompts, pooling_params, use_tqdm)
+        outputs = [PoolingOutput(own.values) for own in pooled]
+        return request_outputs(self._take_ids(len(parsed)), parsed, pooled, outputs)
+
+    def embed(
+        self,
+        prompts: TextOrTokens | Sequence[TextOrTokens],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
+        """An embedding for each prompt. Raises RequestError before anything runs."""
+        params = msgspec.structs.replace(pooling_params or PoolingParams(), task="embed")
+        parsed, pooled = self._pool(prompts, params, use_tqdm)
+        outputs = [EmbeddingOutput(own.values.tolist()) for own in pooled]
+        return request_outputs(self._take_ids(len(parsed)), parsed, pooled, outputs)
+
+    def classify(
+        self,
+        prompts: TextOrTokens | Sequence[TextOrTokens],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[ClassificationOutput]]:
+        """A number for each label and prompt. Raises RequestError before anything runs."""
+        params = msgspec.structs.replace(pooling_params or PoolingParams(), task="classify")
+        parsed, pooled = self._pool(prompts, params, use_tqdm)
+        outputs = [ClassificationOutput(own.values.tolist()) for own in pooled]
+        return request_outputs(self._take_ids(len(parsed)), parsed, pooled, outputs)
+
+    def score(
+        self,
+        text_1: str | Sequence[str],
+        text_2: str | Sequence[str],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[ScoringOutput]]:
+        """How well texts fit: one with each of many, or the first with the first and so on.
+
+        A cross-encoder reads each pair; of an embedding model's vectors it is the cosine.
+        """
+        pairs = pair_up(_texts(text_1), _texts(text_2))
+        params = pooling_params or PoolingParams()
+        if self.info.pooling is not None and self.info.pooling.task == "embed":
+            return self._score_by_cosine(pairs, params, use_tqdm)
+        check_scores_pairs(self.info.pooling)
+        prompts = self._encode_texts(pairs, params)
+        pooled = self._run_pooling(prompts, params, use_tqdm)
+        outputs = [ScoringOutput(float(own.values[0])) for own in pooled]
+        return request_outputs(self._take_ids(len(prompts)), prompts, pooled, outputs)
+
     def get_tokenizer(self) -> Tokenizer:
         """Raises InvalidParams when the tokenizer was not loaded."""
         return self._need_text().tokenizer
@@ -165,6 +236,21 @@ class LLM:
     def reset_prefix_cache(self) -> None:
         """Forget all cached prompts."""
         self._engine.control("reset_prefix_cache", [])
+
+    def sleep(self, level: int = 1) -> None:
+        """Give up the device's memory until `wake_up`; nothing can be generated meanwhile.
+
+        Level 1 keeps the weights in the host's memory, 2 drops them. Raises PageMillError.
+        """
+        self._engine.control("sleep", [level])
+
+    def wake_up(self) -> None:
+        """Be as before `sleep`, with an empty prefix cache. Raises ModelLoadError."""
+        self._engine.control("wake_up", [])
+
+    @property
+    def is_sleeping(self) -> bool:
+        return self._engine.stats().sleep_level > 0
 
     def shutdown(self) -> None:
         """Give the model's memory back; nothing can be generated afterwards."""
@@ -198,29 +284,75 @@ class LLM:
         return self._text
 
     def _parse(self, prompt: TextOrTokens) -> Prompt:
-        if isinstance(prompt, dict):
-            given = prompt.get("prompt_token_ids", prompt.get("prompt"))
-        else:
-            given = prompt
+        given = _given(prompt)
         if isinstance(given, str):
             return self._need_text().renderer.encode_now(given)
-        if isinstance(given, Sequence):
-            return Prompt(list(given))
-        raise InvalidParams(
-            'a prompt is a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; '
-            f"got {type(given).__name__}",
-            param="prompt",
-        )
+        return Prompt(list(given))
+
+    def _pool(
+        self,
+        prompts: TextOrTokens | Sequence[TextOrTokens],
+        params: PoolingParams | None,
+        use_tqdm: bool,
+    ) -> tuple[list[Prompt], list[PooledOutput]]:
+        params = params or PoolingParams()
+        given = [_given(prompt) for prompt in _as_list(prompts)]
+        texts = iter(self._encode_texts([text for text in given if isinstance(text, str)], params))
+        keep = checked_keep(params.truncate_prompt_tokens, self.info.max_model_len)
+        parsed = [
+            next(texts) if isinstance(own, str) else Prompt(list(own)[:keep]) for own in given
+        ]
+        return parsed, self._run_pooling(parsed, params, use_tqdm)
+
+    def _encode_texts(
+        self, texts: Sequence[str | tuple[str, str]], params: PoolingParams
+    ) -> list[Prompt]:
+        if not texts:
+            return []
+        renderer = self._need_text().renderer
+        renderer.max_model_len = self.info.max_model_len
+        return renderer.encode_texts_now(texts, keep=params.truncate_prompt_tokens)
+
+    def _run_pooling(
+        self, prompts: list[Prompt], params: PoolingParams, use_tqdm: bool
+    ) -> list[PooledOutput]:
+        with _progress(len(prompts), enabled=use_tqdm) as advance:
+            return self._client.pool(prompts, params, advance)
+
+    def _score_by_cosine(
+        self, pairs: list[tuple[str, str]], params: PoolingParams, use_tqdm: bool
+    ) -> list[PoolingRequestOutput[ScoringOutput]]:
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        prompts = dict(zip(texts, self._encode_texts(texts, params), strict=True))
+        pooled = self._run_pooling(list(prompts.values()), params, use_tqdm)
+        found = dict(zip(texts, pooled, strict=True))
+        first_id = self._take_ids(len(pairs))
+        return [
+            PoolingRequestOutput(
+                str(first_id + i),
+                ScoringOutput(cosine(found[a], found[b])),
+                prompts[a].token_ids + prompts[b].token_ids,
+                found[a].num_cached_tokens + found[b].num_cached_tokens,
+            )
+            for i, (a, b) in enumerate(pairs)
+        ]
+
+    def _take_ids(self, count: int) -> int:
+        """Numbers for `count` prompts; the first of them."""
+        first = self._num_requests
+        self._num_requests += count
+        return first
 
     def _run(
         self, prompts: list[Prompt], sampling_params: ParamsLike, use_tqdm: bool
     ) -> list[RequestOutput]:
+        if self.info.pooling is not None:
+            raise WrongModel("this model makes vectors, no text; use embed, encode or score")
         params = self._params_of(sampling_params, len(prompts))
         num_choices = sum(own.n for own in params)
         with _progress(num_choices, enabled=use_tqdm) as advance:
             choices = self._client.run(prompts, params, advance)
-        first = self._num_requests
-        self._num_requests += len(prompts)
+        first = self._take_ids(len(prompts))
         return [
             request_output(str(first + i), prompt, own)
             for i, (prompt, own) in enumerate(zip(prompts, choices, strict=True))
@@ -247,6 +379,25 @@ def _refuse(tensor_parallel_size: int, trust_remote_code: bool, options: dict[st
     unknown = sorted(options.keys() - known)
     if unknown:
         raise ConfigError(f"LLM has no option {unknown[0]!r}")
+
+
+def _given(prompt: TextOrTokens) -> str | Sequence[int]:
+    """The text or the token ids of a prompt. Raises InvalidParams."""
+    if isinstance(prompt, dict):
+        given = prompt.get("prompt_token_ids", prompt.get("prompt"))
+    else:
+        given = prompt
+    if isinstance(given, str | Sequence):
+        return given
+    raise InvalidParams(
+        'a prompt is a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; '
+        f"got {type(given).__name__}",
+        param="prompt",
+    )
+
+
+def _texts(given: str | Sequence[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given
 
 
 def _as_list(prompts: TextOrTokens | Sequence[TextOrTokens]) -> Sequence[Any]:

@@ -8,7 +8,7 @@ length) are made in `frontend/validate.py`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -175,3 +175,33 @@ def _check_lists(p: SamplingParams) -> None:
     words = p.bad_words or []
     _require(len(words) <= MAX_BAD_WORDS, "bad_words", f"may hold at most {MAX_BAD_WORDS} words")
     _require(all(words), "bad_words", "must not contain an empty word")
+
+
+PoolingTask = Literal["embed", "classify", "token_embed"]
+
+
+class PoolingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How to pool one prompt. Names are vLLM's.
+
+    `use_activation` False leaves out normalisation, sigmoid or softmax; None is what the model's
+    files say. `task` None is the model's own. `second_text` is filled in by the frontend: where
+    the second text of a pair begins, 0 for a single text.
+    """
+
+    task: PoolingTask | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+    truncate_prompt_tokens: int | None = None
+
+    second_text: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("dimensions", 1), ("truncate_prompt_tokens", -1)):
+            value = getattr(self, name)
+            ok = value is None or (type(value) is int and least <= value < 2**31)
+            _require(ok, name, f"must be a whole number of at least {least}, got {value!r}")
+
+    @property
+    def by_token(self) -> bool:
+        """Whether every token gets a vector."""
+        return self.task == "token_embed"

@@ -9,12 +9,14 @@ from typing import Any
 
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
+from pagemill.checkpoint.sentence_transformers import limit_length, read_pooling_files
 from pagemill.checkpoint.source import resolve_model
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.config.generation import default_params
 from pagemill.config.model import ModelConfig
+from pagemill.config.pooling import resolve_pooling
 from pagemill.config.resolve import remarks, resolve
 from pagemill.errors import ConfigError
 
@@ -46,9 +48,13 @@ def prepare(args: ServeArgs, device: DeviceFacts) -> Plan:
         cache_dir=Path(args.cache_dir) if args.cache_dir else None,
     )
     checkpoint = open_checkpoint(source.path)
-    model = checkpoint.model_config()
+    files = read_pooling_files(checkpoint.path)
+    model = limit_length(checkpoint.model_config(), files)
     path, key = str(checkpoint.path), secrets.token_hex(HASH_KEY_BYTES)
-    config = resolve(args, model, device, path=path, name=source.name, hash_key=key)
+    pooling = resolve_pooling(args.runner, model, files)
+    config = resolve(
+        args, model, device, path=path, name=source.name, hash_key=key, pooling=pooling
+    )
     summary = (
         f"{config.served_model_names[0]}: {model.architecture}, {config.dtype}, on {device.name}"
     )

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
+import numpy as np
 
 from pagemill.api.app import build_app
 from pagemill.api.context import ApiSettings, ServerContext
+from pagemill.config.pooling import PoolingConfig
 from pagemill.engine.messages import EngineInfo, EngineStats, EngineStatus, FinishReason
-from pagemill.errors import ContextTooLong, InvalidParams, OverloadedError, PageMillError
+from pagemill.errors import (
+    ContextTooLong,
+    InvalidParams,
+    OverloadedError,
+    PageMillError,
+    WrongModel,
+)
 from pagemill.frontend.chat_messages import normalise_messages
-from pagemill.frontend.outputs import ChoiceUpdate, Prompt, TokenLogprob, TokenLogprobs
+from pagemill.frontend.outputs import (
+    ChoiceUpdate,
+    PooledOutput,
+    Prompt,
+    TokenLogprob,
+    TokenLogprobs,
+)
+from pagemill.frontend.pair_encoding import checked_keep
+from pagemill.frontend.pooling import resolve_pooling_params
 from pagemill.metrics.metrics import Metrics
-from pagemill.params import SamplingParams
+from pagemill.params import PoolingParams, SamplingParams
 
 MODEL = "fake-model"
 VOCAB_SIZE = 256
@@ -42,6 +59,8 @@ class FakeRenderer:
         """`opens` is what the template writes to begin the answer."""
         self.template_text = template_text
         self.opens = opens
+        self.fills_in = False
+        self.last_texts: list[str | tuple[str, str]] = []
         self.last_chat: dict[str, Any] = {}
 
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> Prompt:
@@ -52,6 +71,21 @@ class FakeRenderer:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> Prompt:
         return Prompt(list(text.encode()), text)
+
+    async def encode_texts(
+        self, texts: Sequence[str | tuple[str, str]], *, keep: int | None = None, **options: Any
+    ) -> list[Prompt]:
+        self.last_texts = list(texts)
+        pairs = [(text, "") if isinstance(text, str) else text for text in texts]
+        limit = checked_keep(keep, self.max_model_len)
+        return [
+            Prompt(list((a + b).encode())[:limit], second_text=len(a) if b else 0) for a, b in pairs
+        ]
+
+    async def encode_infill(self, prefix: str, suffix: str) -> Prompt:
+        if not self.fills_in:
+            raise WrongModel("this model does not fill in the middle", param="suffix")
+        return await self.encode(f"<P>{prefix}<S>{suffix}<M>")
 
     def check_token_ids(self, token_ids: list[int], param: str = "prompt") -> Prompt:
         for token_id in token_ids:
@@ -84,6 +118,7 @@ class FakeClient:
     cancelled: list[str] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
     calls: list[tuple[Prompt, SamplingParams, dict[str, Any]]] = field(default_factory=list)
+    pooled: list[tuple[Prompt, PoolingParams]] = field(default_factory=list)
     controls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     async def generate(
@@ -149,11 +184,56 @@ class FakeClient:
         self.aborted |= found
         return len(found)
 
+    async def pool(
+        self,
+        prompts: Sequence[Prompt],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+    ) -> list[PooledOutput]:
+        """The counts of the first bytes from "a" on; a classifier counts as many as its labels."""
+        if self.raises is not None:
+            raise self.raises
+        assert request_id not in self.open_ids
+        self.open_ids.add(request_id)
+        try:
+            await asyncio.sleep(self.first_delay)
+        except asyncio.CancelledError:
+            self.cancelled.append(request_id)
+            raise
+        finally:
+            self.open_ids.discard(request_id)
+        outputs = []
+        for prompt in prompts:
+            own = resolve_pooling_params(prompt, params, self.info)
+            self.pooled.append((prompt, own))
+            assert self.info.pooling is not None
+            width = own.dimensions or self.info.pooling.width
+            counts = [float(prompt.token_ids.count(ord("a") + i)) for i in range(width)]
+            rows = [counts] * len(prompt.token_ids) if own.by_token else counts
+            outputs.append(PooledOutput(np.array(rows, np.float32), 1, 0.0))
+        return outputs
+
     async def control(self, method: str, *args: Any) -> Any:
-        if method != "reset_prefix_cache":
+        if method not in ("reset_prefix_cache", "prepare_sleep", "sleep", "wake_up"):
             raise PageMillError(f"no such method: {method}")
         self.controls.append((method, args))
+        if method == "wake_up":
+            self.stats.sleep_level = 0
+        elif method.endswith("sleep"):
+            self.stats.sleep_level = args[0]
+            if method == "sleep":
+                self.aborted |= self.open_ids
+            return len(self.open_ids)
         return True
+
+
+def pooling_client(pooling: PoolingConfig, **fields: Any) -> FakeClient:
+    """The client of an engine that makes vectors."""
+    client = FakeClient(**fields)
+    client.info = msgspec.structs.replace(client.info, pooling=pooling)
+    return client
 
 
 def overloaded() -> OverloadedError:

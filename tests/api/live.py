@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -15,10 +16,11 @@ from pagemill.api.context import ServerContext
 
 
 @contextmanager
-def serve(context: ServerContext) -> Iterator[str]:
+def serve(context: ServerContext, http: Any = "auto") -> Iterator[str]:
     """The server's URL while it runs."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(build_app(context), log_level="warning", lifespan="off")
+    app = build_app(context)
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", http=http)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from typing import Any
@@ -11,10 +12,8 @@ import httpx
 import pytest
 
 from api.fakes import FakeClient, http_client, make_context, overloaded
-from pagemill.api.admission import Admission
 from pagemill.api.app import ENDPOINTS
 from pagemill.api.context import ApiSettings, Limits, allowed_hosts_for
-from pagemill.api.errors import TooManyRequests
 from pagemill.api.middleware import host_name
 
 KEYS = ApiSettings(keys=("sk-one", "sk-two"), admin_keys=("root",))
@@ -169,35 +168,84 @@ def test_limit_of_open_requests_per_key() -> None:
     assert sorted(asyncio.run(run())) == [200, 200, 200, 429]
 
 
-def test_rate_of_requests_per_key() -> None:
-    now = [100.0]
-    admission = Admission(lambda: now[0])
-
-    def send(key: str) -> int:
-        try:
-            with admission.admit(key, limit=9, per_minute=2):
-                return 0
-        except TooManyRequests as refused:
-            return refused.retry_after
-
-    assert [send("a"), send("a"), send("a"), send("b")] == [0, 0, 30, 0]
-    now[0] += 30
-    assert [send("a"), send("a")] == [0, 30]
-    now[0] += 1000
-    assert [send("a"), send("a"), send("a")] == [0, 0, 30]
+@pytest.mark.parametrize("where", [0, 1])
+def test_keys_may_be_given_as_digests(where: int) -> None:
+    hashed = f"sha256:{hashlib.sha256(b'sk-one').hexdigest()}"
+    settings = ApiSettings(keys=("sk-two", hashed)[:: 1 - 2 * where], admin_keys=(hashed,))
+    assert call("GET", "/v1/models", settings, bearer("sk-one")).status_code == 200
+    assert call("GET", "/load", settings, bearer("sk-one")).status_code == 200
+    for wrong in (hashed, hashed.removeprefix("sha256:")):
+        assert call("GET", "/v1/models", settings, bearer(wrong)).status_code == 401
 
 
-def test_refusal_for_rate_says_when_to_come_back() -> None:
-    async def run() -> httpx.Response:
-        settings = ApiSettings(limits=Limits(requests_per_minute=1))
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-a": "x" * 900}, 200),
+        ({"x-a": "x" * 1100}, 431),
+        ({f"x-{i}": "" for i in range(8)}, 200),
+        ({f"x-{i}": "" for i in range(20)}, 431),
+    ],
+)
+def test_headers_are_bounded(headers: dict[str, str], status: int) -> None:
+    settings = ApiSettings(limits=Limits(max_header_bytes=1100, max_headers=16))
+    response = call("GET", "/v1/models", settings, headers)
+    assert response.status_code == status
+    if status != 200:
+        assert response.json()["error"]["type"] == "RequestHeaderFieldsTooLarge"
+        assert response.headers["x-request-id"]
+    assert call("GET", "/v1/models?" + "a" * 1100, settings).status_code == 431
+
+
+def post_all(settings: ApiSettings, *bodies: dict[str, Any]) -> list[httpx.Response]:
+    async def run() -> list[httpx.Response]:
         async with http_client(make_context(settings=settings)) as http:
-            await http.post("/v1/completions", json=COMPLETION)
-            return await http.post("/v1/completions", json=COMPLETION)
+            return [await http.post("/v1/completions", json=body) for body in bodies]
 
-    response = asyncio.run(run())
-    assert response.status_code == 429
-    assert int(response.headers["retry-after"]) > 50
-    assert response.json()["error"]["type"] == "RateLimitError"
+    return asyncio.run(run())
+
+
+def test_refusal_for_rate_says_when_to_come_back_and_what_is_left() -> None:
+    settings = ApiSettings(limits=Limits(requests_per_minute=1))
+    first, second = post_all(settings, COMPLETION, COMPLETION)
+    assert (first.status_code, second.status_code) == (200, 429)
+    assert int(second.headers["retry-after"]) > 50
+    assert second.json()["error"]["type"] == "RateLimitError"
+    for response in (first, second):
+        assert response.headers["x-ratelimit-limit-requests"] == "1"
+        assert response.headers["x-ratelimit-remaining-requests"] == "0"
+        assert response.headers["x-ratelimit-reset-requests"] in ("1m0s", "60s", "59s")
+        assert "x-ratelimit-limit-tokens" not in response.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_prompt_and_output_are_counted(stream: bool) -> None:
+    settings = ApiSettings(limits=Limits(tokens_per_minute=20))
+    body = {**COMPLETION, "stream": stream}  # 13 + 2 tokens
+    first, second, third = post_all(settings, body, body, body)
+    assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
+    assert second.headers["x-ratelimit-remaining-tokens"] == "5"
+    assert third.headers["x-ratelimit-remaining-tokens"] == "0"
+    assert int(third.headers["retry-after"]) in (32, 33)  # 11 tokens at 20 a minute
+
+
+def test_background_responses_are_counted_too() -> None:
+    async def run() -> int:
+        context = make_context(settings=ApiSettings(limits=Limits(tokens_per_minute=20)))
+        async with http_client(context) as http:
+            body = {"input": "x", "background": True}
+            made = (await http.post("/v1/responses", json=body)).json()
+            while made["status"] == "in_progress":
+                await asyncio.sleep(0.001)
+                made = (await http.get(f"/v1/responses/{made['id']}")).json()
+            return (await http.post("/v1/completions", json=COMPLETION)).status_code
+
+    assert asyncio.run(run()) == 429
+
+
+def test_no_rate_headers_without_limits() -> None:
+    response = call("POST", "/v1/completions", json=COMPLETION)
+    assert not [name for name in response.headers if name.startswith("x-ratelimit")]
 
 
 def test_draining_refuses_new_requests_and_waits_for_old_ones() -> None:

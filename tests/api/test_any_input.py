@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from api.fakes import FakeClient, http_client, make_context
+from api.fakes import FakeClient, http_client, make_context, pooling_client
 from pagemill.api.anthropic.schema import CountTokensRequest, MessagesRequest
 from pagemill.api.responses_api.schema import ResponsesRequest
 from pagemill.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from pagemill.api.vectors.schema import (
+    EmbeddingRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
+from pagemill.config.pooling import PoolingConfig
 
 USER = [{"role": "user", "content": "hi"}]
 DEEP: Any = json.loads("[" * 80 + "]" * 80)
@@ -57,7 +64,13 @@ ENDPOINTS: list[tuple[str, dict[str, Any], Any]] = [
     ("/v1/messages/count_tokens", {"messages": USER}, CountTokensRequest),
     ("/tokenize", {"prompt": "x"}, TokenizeRequest),
     ("/detokenize", {}, DetokenizeRequest),
+    ("/v1/embeddings", {"input": "x"}, EmbeddingRequest),
+    ("/pooling", {"input": "x"}, PoolingRequest),
+    ("/v1/score", {"text_1": "x", "text_2": "y"}, ScoreRequest),
+    ("/v1/rerank", {"query": "x", "documents": ["y"]}, RerankRequest),
 ]
+VECTORS = (EmbeddingRequest, PoolingRequest, ScoreRequest, RerankRequest)
+POOLING = PoolingConfig(task="embed", method="mean", width=4, dimensions=())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,7 @@ ENDPOINTS: list[tuple[str, dict[str, Any], Any]] = [
 )
 def test_every_field_with_every_value(path: str, good: dict[str, Any], kind: Any) -> None:
     async def run() -> None:
-        client = FakeClient()
+        client = pooling_client(POOLING) if kind in VECTORS else FakeClient()
         context = make_context(client)
         async with http_client(context) as http:
             for name in kind.__struct_fields__:

@@ -142,6 +142,16 @@ def test_silence_is_filled_with_comments() -> None:
     assert body.endswith(b"data: 1\n\ndata: [DONE]\n\n")
 
 
+def test_comments_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def events() -> AsyncGenerator[bytes, None]:
+        await asyncio.sleep(0.1)
+        yield b"data: 1\n\n"
+
+    monkeypatch.setattr("pagemill.api.sse.QUIET_TICK_SECONDS", 0.01)
+    body = asyncio.run(collect(stream_of(events(), keep_alive=0)))
+    assert body == b"data: 1\n\ndata: [DONE]\n\n"
+
+
 def test_busy_stream_has_no_comments() -> None:
     async def events() -> AsyncGenerator[bytes, None]:
         for _ in range(20):

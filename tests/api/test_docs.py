@@ -20,12 +20,28 @@ from pagemill.api.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from pagemill.api.vectors.schema import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| (works|no effect|refused) \|", re.MULTILINE)
 SECTIONS = {part.partition("\n")[0]: dict(ROW.findall(part)) for part in PAGE.split("\n## ")}
 RESPONSES = SECTIONS.pop("Responses (OpenAI)")
 MESSAGES = SECTIONS.pop("Messages (Anthropic)")
+VECTOR_ROW = re.compile(r"^\| `(\w+)` \| ([\w, ]+) \| (works|no effect|refused) \|", re.MULTILINE)
+VECTORS = VECTOR_ROW.findall(PAGE.partition("\n## Vectors")[2].partition("\n## ")[0])
+VECTOR_REQUESTS = {
+    "embeddings": EmbeddingRequest,
+    "pooling": PoolingRequest,
+    "classify": ClassifyRequest,
+    "score": ScoreRequest,
+    "rerank": RerankRequest,
+}
 STATUS = {name: status for rows in SECTIONS.values() for name, status in rows.items()}
 
 
@@ -56,6 +72,17 @@ def test_fields_of_responses_are_described_as_they_are() -> None:
     assert {**expected, "metadata": "works", "store": "works"} == RESPONSES
 
 
+@pytest.mark.parametrize(("name", "kind"), VECTOR_REQUESTS.items())
+def test_fields_of_vectors_are_described_as_they_are(name: str, kind: type) -> None:
+    described = {
+        field: status
+        for field, endpoints, status in VECTORS
+        if endpoints == "all" or name in endpoints.split(", ")
+    }
+    fields = kind.__struct_fields__  # type: ignore[attr-defined]
+    assert {field: expected_status(field) for field in fields} == described
+
+
 @pytest.mark.parametrize("kind", [TokenizeRequest, DetokenizeRequest, AbortRequest])
 def test_fields_of_small_endpoints_are_named(kind: type) -> None:
     section = PAGE.partition("## Tokenize")[2].partition("\n## ")[0]
@@ -72,7 +99,9 @@ def test_endpoint_is_listed_with_its_access(endpoint: object) -> None:
 
 def test_every_metric_is_listed() -> None:
     families = make_context().metrics.registry.collect()
-    names = {f.name for f in families if f.name.startswith(("vllm:", "http_"))}
+    names = {
+        f.name.removesuffix("_total") for f in families if f.name.startswith(("vllm:", "http_"))
+    }
     assert names
     listed = {name.removesuffix("_total") for name in re.findall(r"`((?:vllm:|http_)\w+)`", PAGE)}
     assert names == listed

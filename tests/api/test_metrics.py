@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.fakes import FakeClient, http_client, make_context, metric, overloaded
+from api.fakes import FakeClient, FakeRenderer, http_client, make_context, metric, overloaded
 from pagemill.api.context import ServerContext
-from pagemill.engine.messages import EngineStats, EngineStatus
+from pagemill.engine.messages import STEP_SIZES, EngineStats, EngineStatus
 from pagemill.frontend.outputs import ChoiceUpdate
 from pagemill.metrics.metrics import Metrics
 from pagemill.params import SamplingParams
@@ -28,7 +28,11 @@ DASHBOARD_NAMES = (
     "request_generation_tokens_bucket", "request_params_n_bucket",
     "request_params_max_tokens_bucket", "cache_config_info",
     "spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total",
-    "request_num_preemptions_bucket",
+    "request_num_preemptions_bucket", "request_max_num_generation_tokens_bucket",
+    "request_prefill_kv_computed_tokens_bucket", "iteration_tokens_total_bucket",
+    "num_requests_waiting_by_reason", "prompt_tokens_by_source_total",
+    "prompt_tokens_cached_total", "spec_decode_num_drafts_total",
+    "e2e_request_latency_seconds_bucket",
 )
 # fmt: on
 
@@ -87,6 +91,61 @@ def test_counts_follow_a_request() -> None:
         "http_requests_total", {"method": "POST", "handler": "/v1/completions", "status": "200"}
     )
     assert http == 1
+
+
+def test_tokens_by_source_and_sizes_of_requests() -> None:
+    context = make_context()
+    scrape(context)
+    by_source = "vllm:prompt_tokens_by_source_total"
+    assert metric(context, by_source, source="local_compute") == 1
+    assert metric(context, by_source, source="local_cache_hit") == 2
+    assert metric(context, "vllm:request_prefill_kv_computed_tokens_sum") == 1
+    assert metric(context, "vllm:request_max_num_generation_tokens_sum") == 4
+
+
+def test_numbers_of_the_engine() -> None:
+    sizes = [0] * (len(STEP_SIZES) + 1)
+    sizes[0], sizes[2], sizes[-1] = 5, 2, 1
+    stats = EngineStats(
+        num_waiting=5,
+        num_deferred=2,
+        num_drafts=7,
+        accepted_by_position=[4, 1],
+        step_sizes=sizes,
+        tokens_computed=20_021,
+    )
+    context = make_context(FakeClient(stats=stats))
+    waiting = "vllm:num_requests_waiting_by_reason"
+    assert metric(context, waiting, reason="capacity") == 3
+    assert metric(context, waiting, reason="deferred") == 2
+    assert metric(context, "vllm:spec_decode_num_drafts_total") == 7
+    accepted = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    assert [metric(context, accepted, position=str(i)) for i in range(2)] == [4, 1]
+    steps = "vllm:iteration_tokens_total"
+    assert metric(context, f"{steps}_bucket", le="1.0") == 5
+    assert metric(context, f"{steps}_bucket", le="16.0") == 7
+    assert metric(context, f"{steps}_count") == 8
+    assert metric(context, f"{steps}_sum") == 20_021
+
+
+def test_tool_parses_are_counted_by_outcome() -> None:
+    calls = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    tools = [{"type": "function", "function": {"name": "f"}}]
+
+    async def ask(context: ServerContext, **options: object) -> None:
+        async with http_client(context) as http:
+            messages = [{"role": "user", "content": "x"}]
+            await http.post("/v1/chat/completions", json={"messages": messages, **options})
+
+    context = make_context(FakeClient(calls), renderer=FakeRenderer("<tool_call>"))
+    asyncio.run(ask(context, tools=tools))
+    asyncio.run(ask(context, tools=tools, stream=True, max_tokens=3))
+    asyncio.run(ask(context))
+    name, kind = "vllm:tool_call_parser_invocations_total", {"request_type": "chat_completion"}
+    called = metric(context, name, mode="non_streaming", outcome="tool_call", **kind)
+    plain = metric(context, name, mode="streaming", outcome="no_tool_call", **kind)
+    assert (called, plain) == (1, 1)
+    assert metric(context, name, mode="non_streaming", outcome="no_tool_call", **kind) == 0
 
 
 def test_refusals_for_load_are_counted() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,24 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@contextmanager
-def serve(folder: Path, *flags: str) -> Iterator[RunningServer]:
+def serve(folder: Path, *flags: str) -> AbstractContextManager[RunningServer]:
     """Start `pagemill serve` with flags, not waiting for it, and stop it at the end."""
+    return _running(folder, [sys.executable, "-m", "pagemill", "serve", *flags])
+
+
+def serve_fake(
+    folder: Path, *flags: str, step_ms: float = 20.0, max_num_seqs: int = 64
+) -> AbstractContextManager[RunningServer]:
+    """The same over an engine without a model, which gives every request a token each step."""
+    script = str(Path(__file__).with_name("fake_serve.py"))
+    return _running(folder, [sys.executable, script, str(step_ms), str(max_num_seqs), *flags])
+
+
+@contextmanager
+def _running(folder: Path, command: list[str]) -> Iterator[RunningServer]:
     port = free_port()
     log = folder / f"server-{port}.log"
-    command = [sys.executable, "-m", "pagemill", "serve", "--port", str(port), *flags]
+    command = [*command, "--port", str(port)]
     with log.open("wb") as out:
         started = time.monotonic()
         process = subprocess.Popen(

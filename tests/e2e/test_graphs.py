@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pagemill import LLM, SamplingParams
 
@@ -68,3 +69,40 @@ def generate(folder: Path, eager: bool, kinds: tuple[int, ...]) -> list[list[int
 def test_same_tokens_as_without_graphs(tmp_path: Path, kinds: tuple[int, ...]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert generate(tmp_path, False, kinds) == generate(tmp_path, True, kinds)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("eager", [False, True])
+def test_sleep_frees_the_device_and_waking_captures_anew(
+    tmp_path: Path, eager: bool, level: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    llm = LLM(
+        str(tmp_path),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=32,
+        kv_cache_bytes=256 << 20,
+        enforce_eager=eager,
+        device="cuda",
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    prompts = [[7 + i, *range(20, 30 + 3 * i)] for i in range(20)]
+
+    def tokens() -> list[list[int]]:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    first = tokens()
+    for _ in range(2):
+        allocated = torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0]
+        llm.sleep(level)
+        # What stays are tables of the attention and of the sampler, not weights or pages.
+        assert torch.cuda.memory_allocated() < allocated // 20
+        assert torch.cuda.mem_get_info()[0] > free + (256 << 20)
+        llm.wake_up()
+        assert tokens() == first
+    llm.shutdown()

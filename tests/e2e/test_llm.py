@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from e2e.serving import golden_cases
 from pagemill import LLM, SamplingParams
-from pagemill.errors import ConfigError, ContextTooLong, InvalidParams, RequestError
+from pagemill.errors import (
+    ConfigError,
+    ContextTooLong,
+    InvalidParams,
+    PageMillError,
+    RequestError,
+)
 from pagemill.frontend.request_output import RequestOutput
 
 CASES = [case for case in golden_cases("smollm2") if len(case["prompt"]) < 100][::3]
@@ -94,6 +101,24 @@ def test_bad_requests_leave_the_engine_as_it_was(llm: LLM) -> None:
     with pytest.raises(InvalidParams, match="not in the vocabulary"):
         llm.generate([10**6], GREEDY)
     assert llm.generate("a", GREEDY, use_tqdm=False)[0].finished
+
+
+def test_sleep_gives_the_memory_back(llm: LLM) -> None:
+    resident = psutil.Process().memory_info
+    prompt = "The three primary colours are"
+    [before] = llm.generate(prompt, GREEDY, use_tqdm=False)
+    awake = resident().rss
+    llm.sleep(level=2)
+    assert llm.is_sleeping
+    # 0.5 GiB of weights, and the pages of the cache that were used.
+    assert resident().rss < awake - 450 * 2**20
+    with pytest.raises(PageMillError, match="sleeps"):
+        llm.generate(prompt, GREEDY, use_tqdm=False)
+    llm.wake_up()
+    assert not llm.is_sleeping
+    [after] = llm.generate(prompt, GREEDY, use_tqdm=False)
+    assert after.outputs[0].token_ids == before.outputs[0].token_ids
+    assert after.num_cached_tokens == 0
 
 
 def test_random_weights_without_tokenizer() -> None:

@@ -13,7 +13,7 @@ from engine.fake_device import MASK_WIDTH, VOCAB_SIZE, FakeExecutor
 from engine.trials import TurnsGrammar
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.engine import Engine
-from pagemill.engine.messages import AddRequest, RequestDelta
+from pagemill.engine.messages import STEP_SIZES, AddRequest, RequestDelta
 from pagemill.errors import GrammarError
 from pagemill.kvcache.hashing import hash_blocks
 from pagemill.params import SamplingParams, StructuredOutputs
@@ -176,7 +176,7 @@ def test_control_runs_between_steps() -> None:
     engine = _engine()
     engine.add_request(_message("a"))
     engine.step()
-    assert engine.control("sleep", [1]) == ["sleep", 1]
+    assert engine.control("profile", [1]) == ["profile", 1]
     assert engine.has_work()
     [delta] = engine.step()
     assert len(delta.token_ids) == 4
@@ -205,6 +205,8 @@ def test_stats_count_what_happens() -> None:
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_steps) == (2, 0, 1)
     assert stats.step_tokens == 12 + 4  # the second shares two blocks
+    assert stats.tokens_computed == 16
+    assert stats.step_sizes[STEP_SIZES.index(16)] == sum(stats.step_sizes) == 1
     assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (24, 8)
     assert stats.kv_cache_usage == pytest.approx(4 / 63)
     _run(engine)

@@ -21,6 +21,7 @@ from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, Pag
 from pagemill.frontend.client import ZmqEngineClient
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.frontend.queue_limit import QueueLimit
 from pagemill.frontend.validate import RequestValidator
 from pagemill.params import SamplingParams
 from unit.frontend.vocabularies import byte_level
@@ -189,6 +190,29 @@ def test_a_full_queue_refuses() -> None:
             assert caught.value.retry_after >= 1
             await held.aclose()
             assert await collect(stream(client, request_id="later", max_tokens=1))
+
+    run(scenario)
+
+
+def test_waiting_tokens_are_given_back_however_a_request_ends() -> None:
+    async def scenario() -> None:
+        async with running() as client:
+            limit = client._limit = QueueLimit(64, max_tokens=1)  # one prompt at a time
+            first = stream(client, max_tokens=LONG)
+            async with aclosing(first):
+                await anext(first)  # its prompt waits no longer
+                assert limit._num_tokens == 0
+                second = asyncio.ensure_future(anext(stream(client, request_id="s", n=2)))
+                await asyncio.sleep(0)
+                while not limit._num_tokens:
+                    await asyncio.sleep(0)
+                with pytest.raises(OverloadedError, match="tokens are waiting"):
+                    await anext(stream(client, request_id="t"))
+                second.cancel()
+                await asyncio.gather(second, return_exceptions=True)
+            await until(lambda: limit._num_tokens == 0, 1)
+            assert len(await collect(stream(client, max_tokens=2))) > 0
+            assert limit._num_tokens == 0
 
     run(scenario)
 

@@ -24,7 +24,7 @@ _abort_decoder = msgspec.json.Decoder(AbortRequest)
 
 async def reset_prefix_cache(context: ServerContext, request: Request) -> Response:
     """Forget all cached prefixes. Raises OverloadedError, EngineDeadError."""
-    context.require_ready()
+    context.require_loaded()
     result = await context.client.control("reset_prefix_cache")
     return json_response(ResetResponse(success=result is not False))
 
@@ -32,9 +32,11 @@ async def reset_prefix_cache(context: ServerContext, request: Request) -> Respon
 async def abort(context: ServerContext, request: Request) -> Response:
     """Abort requests; their clients get what is there, with finish_reason "abort"."""
     body = await read_body(request, _abort_decoder, context.limits.body_timeout)
-    context.require_ready()
+    context.require_loaded()
     found = context.admission.find(body.request_ids)
-    return json_response(AbortResponse(aborted=await context.client.abort(found)))
+    aborted = await context.client.abort(found)
+    elsewhere = await context.peers.abort(body.request_ids)
+    return json_response(AbortResponse(aborted=aborted + elsewhere))
 
 
 async def load(context: ServerContext, request: Request) -> Response:
@@ -52,7 +54,7 @@ async def load(context: ServerContext, request: Request) -> Response:
 
 async def server_info(context: ServerContext, request: Request) -> Response:
     """The loaded engine and the limits in force; no keys. Raises OverloadedError."""
-    context.require_ready()
+    context.require_loaded()
     info = context.client.info
     names = EngineSummary.__struct_fields__
     return json_response(

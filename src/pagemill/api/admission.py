@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pagemill.api.errors import TooManyRequests
 from pagemill.errors import OverloadedError
+from pagemill.frontend.board import Board, LoneBoard
 
 DRAIN_RETRY_SECONDS = 10
-
-
-class RateLimit:
-    """A token bucket for each key: bursts of a minute's worth, then evenly."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._buckets: dict[str, tuple[float, float]] = {}  # (requests left, when)
-
-    def take(self, key_id: str, per_minute: int) -> None:
-        """Count one request. Raises TooManyRequests with the seconds to wait."""
-        now, rate = self._now(), per_minute / 60
-        left, then = self._buckets.get(key_id, (float(per_minute), now))
-        left = min(float(per_minute), left + (now - then) * rate)
-        if left < 1:
-            wait = math.ceil((1 - left) / rate)
-            raise TooManyRequests(f"This key may send {per_minute} requests a minute", wait)
-        self._buckets[key_id] = (left - 1, now)
+POLL_SECONDS = 0.05
 
 
 class Admission:
     """Counts the generating requests that are open. Belongs to one event loop."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._rate = RateLimit(now)
+    def __init__(self, board: Board | None = None) -> None:
+        self._board = board or LoneBoard()
         self.draining = False
         self._open_by_key: Counter[str] = Counter()
         self._engine_ids: dict[str, list[str]] = {}
@@ -47,26 +29,27 @@ class Admission:
 
     @property
     def num_open(self) -> int:
-        return self._open_by_key.total()
+        """Of all processes."""
+        return self._open_by_key.total() + self._board.requests_elsewhere()
 
     @contextmanager
-    def admit(self, key_id: str, limit: int, per_minute: int = 0) -> Iterator[None]:
-        """Hold a place while a request is served. Raises OverloadedError, TooManyRequests.
+    def admit(self, key_id: str, limit: int) -> Iterator[None]:
+        """Hold a place while a request is served; a key may have `limit` of them.
 
-        A key may have `limit` requests open, and send `per_minute` of them (0: any number).
+        Raises OverloadedError, TooManyRequests.
         """
         if self.draining:
             raise OverloadedError("The server is shutting down", DRAIN_RETRY_SECONDS)
-        if self._open_by_key[key_id] >= limit:
+        if self._open_by_key[key_id] + self._board.key_elsewhere(key_id) >= limit:
             raise TooManyRequests(f"This key has {limit} requests open, as many as it may")
-        if per_minute:
-            self._rate.take(key_id, per_minute)
         self._open_by_key[key_id] += 1
+        self._board.set_key(key_id, self._open_by_key[key_id])
         self._idle.clear()
         try:
             yield
         finally:
             self._open_by_key[key_id] -= 1
+            self._board.set_key(key_id, self._open_by_key[key_id])
             if not self._open_by_key[key_id]:
                 del self._open_by_key[key_id]
             if not self._open_by_key:
@@ -77,8 +60,10 @@ class Admission:
         self.draining = True
 
     async def wait_idle(self) -> None:
-        """Return when no generating request is open."""
+        """Return when no generating request is open, in any process."""
         await self._idle.wait()
+        while self._board.requests_elsewhere():
+            await asyncio.sleep(POLL_SECONDS)
 
     @contextmanager
     def track(self, response_id: str, num_prompts: int) -> Iterator[tuple[str, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagemill.api.chat_generation import ChoiceState, prepare, states
+from pagemill.api.chunk_template import MARK, text_events
 from pagemill.api.context import ServerContext
+from pagemill.api.direct import Encode
 from pagemill.api.generation import Generation
 from pagemill.api.intake import Intake, take_in
 from pagemill.api.logprobs import chat_logprobs, prompt_logprobs
@@ -29,7 +32,7 @@ from pagemill.api.responses import (
 from pagemill.api.schema import ChatRequest
 from pagemill.api.sse import event
 from pagemill.api.streaming import ChunkUsage, answer
-from pagemill.api.tools.base import ParsedDelta
+from pagemill.api.tools.base import ParsedDelta, PlainText
 from pagemill.frontend.outputs import ChoiceUpdate, TokenLogprobs
 
 _decoder = msgspec.json.Decoder(ChatRequest)
@@ -178,6 +181,15 @@ class _Call:
         if self._body.return_token_ids:
             choice.token_ids = update.token_ids
         return opening + event(self._chunk([choice], usage))
+
+    def direct_events(self, usage: ChunkUsage) -> Encode:
+        body, (state,) = self._body, self._states
+        general = partial(self.events_of, usage=usage)
+        plain = isinstance(state.parser, PlainText)
+        if not plain or body.logprobs or body.return_token_ids:
+            return general
+        choice = ChatChunkChoice(index=0, delta=ChatDelta(content=MARK))
+        return text_events(self._chunk([choice], usage), general)
 
     def _opening(self, index: int, usage: ChunkUsage) -> bytes:
         """The first chunk of a choice: its role, and the echo when there is one."""

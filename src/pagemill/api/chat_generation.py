@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -24,6 +26,8 @@ from pagemill.frontend.base import Renderer
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
 from pagemill.params import SamplingParams
 
+_REQUEST_TYPES = {"chatcmpl": "chat_completion", "resp": "response", "msg": "message"}
+
 
 @dataclass(slots=True)
 class ChoiceState:
@@ -33,6 +37,7 @@ class ChoiceState:
     with_reasoning: bool = True
     started: bool = False
     called_tool: bool = False
+    on_end: Callable[[bool], None] | None = None  # is told whether a tool was called
 
     def parse(self, update: ChoiceUpdate) -> ParsedDelta:
         """What an update adds to the message."""
@@ -47,6 +52,8 @@ class ChoiceState:
         if not self.with_reasoning:
             delta.reasoning = ""
         self.called_tool = self.called_tool or bool(delta.tool_calls)
+        if update.finish_reason is not None and self.on_end is not None:
+            self.on_end(self.called_tool)
         return delta
 
     def finish_reason(self, update: ChoiceUpdate) -> str | None:
@@ -75,7 +82,7 @@ async def prepare(intake: Intake[ChatRequest], id_prefix: str) -> tuple[Generati
         context,
         intake.scope,
         [truncate(prompt, body.truncate_prompt_tokens, intake.renderer.max_model_len)],
-        _shaped(params, form, body),
+        await _shaped(params, form, body),
         id_prefix=id_prefix,
         priority=body.priority or 0,
         cache_salt=body.cache_salt,
@@ -86,20 +93,31 @@ async def prepare(intake: Intake[ChatRequest], id_prefix: str) -> tuple[Generati
 def states(body: ChatRequest, generation: Generation, form: RequestFormat) -> list[ChoiceState]:
     """The state of every choice, before its first update."""
     with_reasoning = body.include_reasoning is not False
-    return [ChoiceState(form.parser(), with_reasoning) for _ in range(generation.params.n)]
+    on_end = None if form.tools is None else _counts_calls(body, generation)
+    return [
+        ChoiceState(form.parser(), with_reasoning, on_end=on_end)
+        for _ in range(generation.params.n)
+    ]
 
 
-def _shaped(params: SamplingParams, form: RequestFormat, body: ChatRequest) -> SamplingParams:
+def _counts_calls(body: ChatRequest, generation: Generation) -> Callable[[bool], None]:
+    metrics, kind = generation.context.metrics, _REQUEST_TYPES[generation.id_prefix]
+    return lambda called: metrics.observe_tool_parse(
+        kind, streaming=bool(body.stream), called=called
+    )
+
+
+async def _shaped(params: SamplingParams, form: RequestFormat, body: ChatRequest) -> SamplingParams:
     """With the grammar that enforces a call, and the tokens that the parser must see."""
     changes: dict[str, object] = {}
-    grammar = form.grammar()
-    if grammar is not None:
+    if form.choice.mode == "required":
         if params.structured_outputs is not None:
             raise InvalidParams(
                 "tool_choice: a required call cannot be combined with structured output",
                 param="tool_choice",
             )
-        changes["structured_outputs"] = grammar
+        # On a thread: tools with large schemas take long to check.
+        changes["structured_outputs"] = await asyncio.to_thread(form.grammar)
     if form.needs_control_tokens and body.skip_special_tokens is None:
         changes["skip_special_tokens"] = False
     return msgspec.structs.replace(params, **changes) if changes else params

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagemill.api.context import Limits, ServerContext
+from pagemill.api.chunk_template import MARK, text_events
+from pagemill.api.context import ServerContext
+from pagemill.api.direct import Encode
 from pagemill.api.generation import Generation
 from pagemill.api.intake import Intake, take_in
 from pagemill.api.logprobs import CompletionLogprobsBuilder, join, prompt_logprobs
@@ -63,7 +66,7 @@ async def _prepare(intake: Intake[CompletionRequest]) -> Generation:
     )
     if body.echo and body.logprobs is not None:
         params.prompt_logprobs = max(body.logprobs, params.prompt_logprobs or 0)
-    given = split_prompts(body.prompt, context.limits)
+    given = split_prompts(body.prompt, context.limits.max_prompts, "prompt")
     check_num_choices(len(given), params.n, context.limits)
     return Generation(
         context,
@@ -78,24 +81,26 @@ async def _prepare(intake: Intake[CompletionRequest]) -> Generation:
 
 
 def split_prompts(
-    prompt: str | list[str | int | list[int]], limits: Limits
+    prompt: str | list[str | int | list[int]], limit: int, param: str
 ) -> list[str | list[int]]:
     """The prompts of a request, each a text or token ids. Raises InvalidParams."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise InvalidParams("prompt must not be empty", param="prompt")
+        raise InvalidParams(f"{param} must not be empty", param=param)
     if all(isinstance(item, int) for item in prompt):
         return [[item for item in prompt if isinstance(item, int)]]
     prompts = [item for item in prompt if not isinstance(item, int)]
     if len(prompts) != len(prompt) or len({type(item) for item in prompts}) > 1:
-        raise InvalidParams("prompt must not mix texts, token ids and lists of them", "prompt")
-    if len(prompts) > limits.max_prompts:
-        raise InvalidParams(f"prompt may hold at most {limits.max_prompts} prompts", "prompt")
+        raise InvalidParams(f"{param} must not mix texts, token ids and lists of them", param)
+    if len(prompts) > limit:
+        raise InvalidParams(f"{param} may hold at most {limit} of them", param)
     return prompts
 
 
 async def _render(prompt: str | list[int], body: CompletionRequest, renderer: Renderer) -> Prompt:
+    if body.suffix:
+        return await _render_infill(prompt, body, renderer)
     if isinstance(prompt, str):
         special = body.add_special_tokens is not False
         rendered = await renderer.encode(prompt, add_special_tokens=special)
@@ -104,6 +109,19 @@ async def _render(prompt: str | list[int], body: CompletionRequest, renderer: Re
     if not rendered.token_ids:
         raise InvalidParams("prompt must not be empty", param="prompt")
     return truncate(rendered, body.truncate_prompt_tokens, renderer.max_model_len)
+
+
+async def _render_infill(
+    prompt: str | list[int], body: CompletionRequest, renderer: Renderer
+) -> Prompt:
+    """The prompt between whose text and `suffix` the completion belongs."""
+    assert body.suffix is not None
+    if not isinstance(prompt, str):
+        raise InvalidParams("suffix needs a prompt of text, not token ids", param="suffix")
+    for name in ("echo", "truncate_prompt_tokens"):
+        if getattr(body, name):
+            raise InvalidParams(f"{name} does not go with suffix", param=name)
+    return await renderer.encode_infill(prompt, body.suffix)
 
 
 async def _text_of(prompt: Prompt, renderer: Renderer) -> str:
@@ -177,6 +195,13 @@ class _Call:
 
     def events_of(self, update: ChoiceUpdate, usage: ChunkUsage) -> bytes:
         return event(self._completion([self._choice(update)], usage))
+
+    def direct_events(self, usage: ChunkUsage) -> Encode:
+        general = partial(self.events_of, usage=usage)
+        if self._body.logprobs is not None or self._body.return_token_ids:
+            return general
+        chunk = self._completion([CompletionChoice(index=0, text=MARK)], usage)
+        return text_events(chunk, general)
 
     def usage_chunk(self, usage: Usage) -> Completion:
         return self._completion([], usage)

@@ -7,20 +7,31 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from pagemill.api.admission import Admission
+from pagemill.api.peers import NoPeers, Peers
 from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
-from pagemill.errors import EngineDeadError, InvalidParams, OverloadedError, UnknownModel
+from pagemill.config.pooling import PoolingConfig
+from pagemill.errors import (
+    EngineDeadError,
+    InvalidParams,
+    OverloadedError,
+    UnknownModel,
+    WrongModel,
+)
 from pagemill.frontend.base import EngineClient, Renderer
-from pagemill.metrics.metrics import Metrics
+from pagemill.metrics.metrics import Metrics, RequestObservation
 from pagemill.version import __version__
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 LOADING_RETRY_SECONDS = 5
+SLEEPING_RETRY_SECONDS = 10
 
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -30,8 +41,11 @@ class Limits:
     """Bounds on what one request, and one key, may ask for. Times are in seconds."""
 
     max_body_bytes: int = 32 * 2**20
+    max_header_bytes: int = 32 * 1024
+    max_headers: int = 128
     body_timeout: float = 60.0
     max_prompts: int = 1024
+    max_inputs: int = 2048  # texts of one request for vectors
     max_choices: int = 1024  # prompts x n
     max_logprobs: int = 20
     max_messages: int = 4096
@@ -41,6 +55,7 @@ class Limits:
     max_template_kwargs_bytes: int = 16 * 1024
     max_requests_per_key: int = 4096  # open at the same time
     requests_per_minute: int = 0  # by key; 0: as many as come
+    tokens_per_minute: int = 0  # by key, prompts and outputs; 0: as many as come
     write_timeout: float = 120.0  # a client that reads nothing for so long is dropped
 
 
@@ -48,8 +63,8 @@ class Limits:
 class ApiSettings:
     """How the HTTP side behaves. `allowed_hosts` () answers for any Host header.
 
-    `keys` and `admin_keys` are the keys in plain text; without keys every request is let in, and
-    without admin keys the control endpoints are closed.
+    `keys` and `admin_keys` are plain, or digests as `KeyRing` reads them. Without keys every
+    request is let in, and without admin keys the control endpoints are closed.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -57,7 +72,7 @@ class ApiSettings:
     admin_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
     allowed_origins: tuple[str, ...] = ()
-    keep_alive_seconds: float = 15.0
+    sse_keep_alive: float = 15.0  # seconds of silence before a comment; 0: never
     json_access_log: bool = False
     priority_scheduling: bool = False
     tool_call_parser: str = "auto"  # a name of `FORMATS_BY_NAME`, or "none"
@@ -99,6 +114,19 @@ class RequestScope:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    response_id: str = ""
+    seconds: float = 0.0  # how long it took, once it has ended
+    generations: list[RequestObservation] = field(default_factory=list)  # of each prompt
+    spend: Callable[[int], None] | None = None  # takes tokens from what the key may use
+    _num_spent: int = 0
+
+    def settle(self) -> None:
+        """Count the tokens that came since the last call against the key's limit."""
+        if self.spend is not None:
+            num_tokens = self.prompt_tokens + self.completion_tokens
+            self.spend(num_tokens - self._num_spent)
+            self._num_spent = num_tokens
 
     def adopt_id(self, request_id: str | None) -> None:
         """Take the id in the body instead, if there is one. Raises InvalidParams."""
@@ -118,6 +146,18 @@ class RequestScope:
         return found
 
 
+class Tracer(Protocol):
+    """Where the traces of requests go."""
+
+    def record(self, scope: Scope, details: RequestScope, status: int, ended: float) -> None:
+        """A request has ended at `ended`, in seconds since 1970."""
+        ...
+
+    def close(self) -> None:
+        """Send off what is still held back; may take seconds."""
+        ...
+
+
 @dataclass
 class ServerContext:
     """One server. Fields that loading fills in (`renderer`, `default_params`) may be set late."""
@@ -131,8 +171,12 @@ class ServerContext:
     settings: ApiSettings = field(default_factory=ApiSettings)
     clock: Clock = field(default_factory=Clock)
     admission: Admission = field(default_factory=Admission)
+    peers: Peers = field(default_factory=NoPeers)
+    rate_file: Path | None = None  # where processes that share keys count what these use
+    tracer: Tracer | None = None
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
+    sleep_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     started_at: int = field(default_factory=lambda: int(time.time()))
     _chat_format: tuple[Renderer, ChatFormat] | None = None
 
@@ -141,13 +185,51 @@ class ServerContext:
         return self.settings.limits
 
     def require_ready(self) -> Renderer:
-        """The renderer, once the model is there. Raises OverloadedError, EngineDeadError."""
+        """The renderer, when requests can run. Raises OverloadedError, EngineDeadError."""
+        renderer = self.require_loaded()
+        self.check_awake()
+        return renderer
+
+    def check_awake(self) -> None:
+        """Raises OverloadedError while the model sleeps."""
+        if self.client.stats.sleep_level:
+            raise OverloadedError(
+                "The model sleeps until it is woken by POST /wake_up", SLEEPING_RETRY_SECONDS
+            )
+
+    def require_loaded(self) -> Renderer:
+        """The renderer, once the model was loaded. Raises OverloadedError, EngineDeadError."""
         status = self.client.status
         if status.state == "failed":
             raise EngineDeadError(status.detail or "the engine has stopped")
         if status.state != "ready" or self.renderer is None:
             raise OverloadedError("The model is still loading", LOADING_RETRY_SECONDS)
         return self.renderer
+
+    def require_generation(self) -> None:
+        """Raises WrongModel when the model makes vectors."""
+        pooling = self.client.info.pooling
+        if pooling is None:
+            return
+        if pooling.task == "embed":
+            raise WrongModel(
+                "This model makes embeddings, no text; use /v1/embeddings, or start a server with "
+                "a model that generates text"
+            )
+        raise WrongModel(
+            "This model makes scores, no text; use /v1/score, /v1/rerank or /classify, or start a "
+            "server with a model that generates text"
+        )
+
+    def require_pooling(self) -> PoolingConfig:
+        """How the model pools. Raises WrongModel when it generates text."""
+        pooling = self.client.info.pooling
+        if pooling is None:
+            raise WrongModel(
+                "This model generates text; start a server with an embedding model or a "
+                "cross-encoder, such as `pagemill serve minilm`, or with --runner pooling"
+            )
+        return pooling
 
     def chat_format(self, renderer: Renderer) -> ChatFormat:
         """How the model writes tool calls and reasoning. Raises ConfigError."""

@@ -20,8 +20,9 @@ Handler: TypeAlias = Callable[[ServerContext, Request], Awaitable[Response]]
 class Endpoint:
     """One row of the table of routes. Without `access` it needs a key.
 
-    `generates` endpoints count against the limits and are refused while draining. The first line
-    of the handler's docstring is the endpoint's summary in the document.
+    `generates` endpoints count against the limits and are refused while draining, and those that
+    have `streams` may answer with events. The first line of the handler's docstring is the
+    endpoint's summary in the document.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Endpoint:
     response: type[msgspec.Struct] | None
     access: Access = "key"
     generates: bool = False
+    streams: bool = False
 
 
 def get(
@@ -52,9 +54,18 @@ def post(
     *,
     access: Access = "key",
     generates: bool = False,
+    streams: bool | None = None,
 ) -> Endpoint:
-    """A row for a POST endpoint."""
-    return Endpoint("POST", path, handler, request, response, access, generates)
+    """A row for a POST endpoint; one that generates streams unless it says otherwise."""
+    streams = generates if streams is None else streams
+    return Endpoint("POST", path, handler, request, response, access, generates, streams)
+
+
+def pool(
+    path: str, handler: Handler, request: type[msgspec.Struct], response: type[msgspec.Struct]
+) -> Endpoint:
+    """A row for an endpoint that makes vectors."""
+    return post(path, handler, request, response, generates=True, streams=False)
 
 
 def delete(path: str, handler: Handler, response: type[msgspec.Struct]) -> Endpoint:

@@ -81,9 +81,19 @@ class TooManyRequests(RequestError):
     status = 429
     kind = "RateLimitError"
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
+    def __init__(
+        self, message: str, retry_after: int = 1, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.headers = headers or {}
+
+
+class HeadersTooLarge(RequestError):
+    """The headers exceed the limit."""
+
+    status = 431
+    kind = "RequestHeaderFieldsTooLarge"
 
 
 class MisdirectedHost(RequestError):
@@ -140,6 +150,8 @@ def error_response(error: Exception, path: str = "") -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, OverloadedError | TooManyRequests):
         headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, TooManyRequests):
+        headers |= error.headers
     elif body.code == 401:
         headers["www-authenticate"] = "Bearer"
     return _json(body, path, headers)

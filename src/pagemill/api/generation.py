@@ -9,9 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.direct import DirectPath
 from pagemill.api.errors import GenerationError
 from pagemill.api.responses import PromptTokensDetails, Usage
+from pagemill.frontend.mailbox import Tap
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.metrics.metrics import RequestObservation
 from pagemill.params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -37,11 +40,17 @@ class Generation:
     priority: int = 0
     cache_salt: str | None = None
     drop_tokens: bool = False
+    direct: DirectPath | None = None  # where to write updates at once; only for one choice
     response_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.response_id = f"{self.id_prefix}-{self.scope.request_id}"
         self.scope.prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one choice only."""
+        return len(self.prompts) == 1 and self.params.n == 1
 
     def prompt_of(self, index: int) -> Prompt:
         """The prompt that a choice belongs to."""
@@ -57,10 +66,9 @@ class Generation:
     async def updates(self) -> Updates:
         """What came newly, at least one update at a time. Closing it aborts everything."""
         with self.context.admission.track(self.response_id, len(self.prompts)) as (name, ids):
-            self.response_id = name
+            self.response_id = self.scope.response_id = name
             sources = [self._observed(p, ids[p]) for p in range(len(self.prompts))]
-            single = len(sources) == 1 and self.params.n == 1
-            stream = _one_by_one(sources[0]) if single else _merged(sources)
+            stream = _one_by_one(sources[0]) if self.is_single else _merged(sources)
             async with aclosing(stream):
                 async for updates in stream:
                     yield updates
@@ -68,17 +76,19 @@ class Generation:
     async def _observed(self, p: int, request_id: str) -> AsyncGenerator[ChoiceUpdate, None]:
         """The updates of prompt `p`, counted for usage and metrics. Raises GenerationError."""
         prompt = self.prompts[p]
-        stream = self.context.client.generate(
-            prompt,
-            self.params,
-            request_id=request_id,
-            priority=self.priority,
-            cache_salt=self.cache_salt,
-        )
         metrics = self.context.metrics
         now = self.context.clock.monotonic
         cached = 0
         with metrics.request(len(prompt.token_ids), self.params, now) as observation:
+            self.scope.generations.append(observation)
+            stream = self.context.client.generate(
+                prompt,
+                self.params,
+                request_id=request_id,
+                priority=self.priority,
+                cache_salt=self.cache_salt,
+                tap=None if self.direct is None else self._tap(self.direct, observation),
+            )
             async with aclosing(stream):
                 async for update in stream:
                     observation.update(update)
@@ -91,7 +101,24 @@ class Generation:
                     self.scope.completion_tokens += len(update.token_ids)
                     yield update
 
+    def _tap(self, direct: DirectPath, observation: RequestObservation) -> Tap:
+        """Writes what can be written at once, and counts it."""
+        scope, write, observe = self.scope, direct.write, observation.update
+
+        def tap(update: ChoiceUpdate) -> bool:
+            num_tokens = len(update.token_ids)
+            scope.completion_tokens += num_tokens  # first, for what is written may tell it
+            if not write(update):
+                scope.completion_tokens -= num_tokens
+                return False
+            observe(update)
+            return True
+
+        return tap
+
     def _raise_if_failed(self, update: ChoiceUpdate) -> None:
+        if update.finish_reason in ("abort", "error"):
+            self.context.check_awake()  # it was going to sleep: another time, perhaps
         if update.finish_reason == "error":
             logger.error("request %s failed: %s", self.scope.request_id, update.error)
             raise GenerationError("The engine could not finish this request")

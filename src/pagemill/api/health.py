@@ -12,7 +12,8 @@ from pagemill.api.context import RequestScope, ServerContext
 from pagemill.api.responses import HealthResponse, VersionResponse
 from pagemill.api.streaming import json_response
 from pagemill.errors import PageMillError
-from pagemill.params import SamplingParams
+from pagemill.frontend.outputs import Prompt
+from pagemill.params import PoolingParams, SamplingParams
 from pagemill.version import __version__
 
 PROBE_TIMEOUT_SECONDS = 30.0
@@ -21,9 +22,11 @@ PROBE_TIMEOUT_SECONDS = 30.0
 async def health(context: ServerContext, request: Request) -> Response:
     """200 while the engine's loop turns; with `?generate=1` only if it makes a token."""
     state = _state(context)
+    if context.client.stats.sleep_level:
+        return _respond(state)  # no token can be made, which is no fault
     if state.status == "ok" and request.query_params.get("generate") in ("1", "true"):
         async with context.probe_lock:
-            state = await _generate_one(context, RequestScope.of(request))
+            state = await _probe(context, RequestScope.of(request))
     return _respond(state)
 
 
@@ -32,6 +35,8 @@ async def ready(context: ServerContext, request: Request) -> Response:
     state = _state(context)
     if state.status == "ok" and context.admission.draining:
         state = HealthResponse("draining")
+    elif state.status == "ok" and context.client.stats.sleep_level:
+        state = HealthResponse("sleeping")
     return _respond(state)
 
 
@@ -44,20 +49,32 @@ def _state(context: ServerContext) -> HealthResponse:
     return HealthResponse("ok")
 
 
-async def _generate_one(context: ServerContext, scope: RequestScope) -> HealthResponse:
-    renderer = context.require_ready()
-    prompt = renderer.check_token_ids([0])
-    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-    updates = context.client.generate(prompt, params, request_id=f"health-{scope.request_id}")
+async def _probe(context: ServerContext, scope: RequestScope) -> HealthResponse:
+    prompt = context.require_ready().check_token_ids([0])
+    request_id = f"health-{scope.request_id}"
+    pools = context.client.info.pooling is not None
+    work = _pool_one if pools else _generate_one
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_SECONDS), aclosing(updates):
-            async for update in updates:
-                if update.finish_reason == "error":
-                    return HealthResponse("failed", "the probe's generation failed")
+        async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+            return await work(context, prompt, request_id)
     except TimeoutError:
         return HealthResponse("failed", f"no token within {PROBE_TIMEOUT_SECONDS:g} s")
     except PageMillError:
         return HealthResponse("failed", "the probe was refused")
+
+
+async def _generate_one(context: ServerContext, prompt: Prompt, request_id: str) -> HealthResponse:
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    updates = context.client.generate(prompt, params, request_id=request_id)
+    async with aclosing(updates):
+        async for update in updates:
+            if update.finish_reason == "error":
+                return HealthResponse("failed", "the probe's generation failed")
+    return HealthResponse("ok")
+
+
+async def _pool_one(context: ServerContext, prompt: Prompt, request_id: str) -> HealthResponse:
+    await context.client.pool([prompt], PoolingParams(), request_id=request_id)
     return HealthResponse("ok")
 
 
@@ -74,5 +91,6 @@ async def version(context: ServerContext, request: Request) -> Response:
 
 async def metrics(context: ServerContext, request: Request) -> Response:
     """The metrics, for Prometheus."""
-    body, content_type = context.metrics.render(request.headers.get("accept", ""))
+    others = await context.peers.metrics()
+    body, content_type = context.metrics.render(request.headers.get("accept", ""), others)
     return Response(body, headers={"content-type": content_type})

@@ -36,7 +36,9 @@ async def take_in(
     body = await read_body(request, decoder, context.limits.body_timeout)
     renderer = context.require_ready()
     model = context.check_model(body.model)
+    context.require_generation()
     scope = RequestScope.of(request)
+    scope.model = model
     scope.adopt_id(body.request_id)
     return Intake(body, context, renderer, scope, model, refuse_unsupported(body))
 
@@ -50,5 +52,7 @@ def intake_of(
     """
     renderer = context.require_ready()
     model = context.check_model(chat.model)
+    context.require_generation()
     scope = RequestScope.of(request)
+    scope.model = model
     return Intake(chat, context, renderer, scope, model, refuse_unsupported(given))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from starlette.datastructures import Headers
@@ -17,15 +19,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagemill.api.access_log import AccessLog
 from pagemill.api.context import RequestScope, ServerContext, is_safe_request_id
-from pagemill.api.errors import Forbidden, MisdirectedHost, error_response
+from pagemill.api.errors import Forbidden, HeadersTooLarge, MisdirectedHost, error_response
+from pagemill.api.rate_limit import NOBODY, RateLimiter
 from pagemill.errors import BodyTooLarge, InvalidParams, Unauthorized
 
 logger = logging.getLogger(__name__)
 
 Access = Literal["public", "key", "admin"]
 
+_HASHED_KEY = re.compile("sha256:([0-9a-fA-F]{64})")
 _REJECTIONS = {429: "rate_limit", 503: "overloaded"}
+_ID_LENGTH = 8
 REQUEST_ID_HEADER = b"x-request-id"
+OWNER_KEY = "pagemill.owner"  # in the scope of calls from inside: whose they are
 
 
 class RequestScopeMiddleware:
@@ -61,6 +67,7 @@ class RequestScopeMiddleware:
                 await error_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = self._context.clock.monotonic() - started
+            details.seconds = seconds
             self._count(scope, details, status, seconds)
             self._log.write(scope, details, status, seconds)
 
@@ -69,6 +76,8 @@ class RequestScopeMiddleware:
         metrics.observe_http(_known_method(scope), details.route or "other", status, seconds)
         if details.generates and status in _REJECTIONS:
             metrics.observe_rejection(_REJECTIONS[status])
+        if details.generates and self._context.tracer is not None:
+            self._context.tracer.record(scope, details, status, self._context.clock.wall())
 
 
 def _request_id(scope: Scope) -> str:
@@ -142,6 +151,28 @@ class BodyLimit:
         return BodyTooLarge(f"The body is larger than {self._max_bytes} bytes")
 
 
+class HeaderLimit:
+    """Refuses requests with more or larger headers than any client needs."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_headers: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._max_headers = max_headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = scope.get("headers", ())
+        num_bytes = sum(len(name) + len(value) for name, value in headers)
+        num_bytes += len(scope.get("query_string", b"")) + len(scope.get("raw_path") or b"")
+        if num_bytes > self._max_bytes or len(headers) > self._max_headers:
+            error = HeadersTooLarge(
+                f"The headers have more than {self._max_bytes} bytes, or are more than "
+                f"{self._max_headers}"
+            )
+            await error_response(error, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 @dataclass(frozen=True)
 class KeyRing:
     """The keys that may enter, as SHA-256 digests."""
@@ -151,10 +182,13 @@ class KeyRing:
 
     @classmethod
     def of(cls, keys: tuple[str, ...], admin_keys: tuple[str, ...]) -> KeyRing:
-        def digests(given: tuple[str, ...]) -> tuple[bytes, ...]:
-            return tuple(hashlib.sha256(key.encode()).digest() for key in given)
+        """A key may be given as "sha256:" and the 64 hexadecimal digits of its digest."""
+        return cls(tuple(map(_digest, keys)), tuple(map(_digest, admin_keys)))
 
-        return cls(digests(keys), digests(admin_keys))
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All that `check` may return."""
+        return (NOBODY, *(_key_id(digest) for digest in (*self.keys, *self.admin_keys)))
 
     def check(self, authorization: str, access: Access) -> str:
         """The caller's id for counts and logs. Raises Unauthorized, Forbidden.
@@ -165,7 +199,7 @@ class KeyRing:
         if access == "admin" and not self.admin_keys:
             raise Forbidden("Control endpoints are closed: the server has no admin key")
         if access == "public" or (access == "key" and not self.keys):
-            return "-"
+            return NOBODY
         scheme, _, token = authorization.partition(" ")
         digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         is_bearer = scheme.lower() == "bearer"
@@ -175,7 +209,16 @@ class KeyRing:
             raise Unauthorized("The API key is missing or wrong")
         if access == "admin" and not is_admin:
             raise Forbidden("This endpoint needs the admin key")
-        return digest.hex()[:8]
+        return _key_id(digest)
+
+
+def _digest(key: str) -> bytes:
+    hashed = _HASHED_KEY.fullmatch(key)
+    return bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(key.encode()).digest()
+
+
+def _key_id(digest: bytes) -> str:
+    return digest.hex()[:_ID_LENGTH]
 
 
 def _contains(digests: tuple[bytes, ...], digest: bytes) -> bool:
@@ -201,6 +244,7 @@ class Guard:
         app: ASGIApp,
         context: ServerContext,
         keys: KeyRing,
+        rates: RateLimiter,
         route: str,
         access: Access,
         generates: bool,
@@ -208,6 +252,7 @@ class Guard:
         self._app = app
         self._context = context
         self._keys = keys
+        self._rates = rates
         self._route = route
         self._access = access
         self._generates = generates
@@ -219,8 +264,39 @@ class Guard:
         if not self._generates:
             await self._app(scope, receive, send)
             return
-        limits = self._context.limits
         with self._context.admission.admit(
-            details.key_id, limits.max_requests_per_key, limits.requests_per_minute
+            details.key_id, self._context.limits.max_requests_per_key
         ):
-            await self._app(scope, receive, send)
+            self._rates.take(details.key_id)
+            details.spend = partial(self._rates.spend, details.key_id)
+            try:
+                await self._app(scope, receive, self._with_rates(details.key_id, send))
+            finally:
+                details.settle()
+
+    def _with_rates(self, key_id: str, send: Send) -> Send:
+        """`send` with the headers that say what the key has left."""
+        if not self._rates.headers(key_id):
+            return send
+
+        async def send_with_rates(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                left = self._rates.headers(key_id).items()
+                own = [(name.encode(), value.encode()) for name, value in left]
+                message["headers"] = [*message.get("headers", ()), *own]
+            await send(message)
+
+        return send_with_rates
+
+
+class InsideGuard:
+    """In the place of `Guard` for calls from inside the process, whose owner is in the scope."""
+
+    def __init__(self, app: ASGIApp, route: str) -> None:
+        self._app = app
+        self._route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        details: RequestScope = scope["pagemill"]
+        details.route, details.key_id = self._route, scope[OWNER_KEY]
+        await self._app(scope, receive, send)

@@ -29,7 +29,8 @@ _ERRORS = {
     408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not JSON",
-    429: "The key has too many requests open",
+    429: "The key has too many requests open, or uses too much a minute",
+    431: "The headers are too large",
     500: "The server failed",
     503: "Loading, overloaded or shutting down",
 }
@@ -91,7 +92,7 @@ def _responses(endpoint: Endpoint) -> Json:
     ok: Json = {"description": "OK"}
     if endpoint.response is not None:
         ok["content"] = _json_of(endpoint.response)
-    if endpoint.generates:
+    if endpoint.streams:
         ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     anthropic = endpoint.path.startswith(ANTHROPIC_PATH)
     error = _json_of(AnthropicErrorResponse if anthropic else ErrorResponse)

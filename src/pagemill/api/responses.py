@@ -236,7 +236,10 @@ class DetokenizeResponse(msgspec.Struct):
 
 
 class HealthResponse(msgspec.Struct, omit_defaults=True):
-    """`status` is "ok", "loading", "draining" or "failed"; `detail` the phase or the cause."""
+    """`status` is "ok", "loading", "draining", "sleeping" or "failed".
+
+    `detail` is the phase, or the cause.
+    """
 
     status: str
     detail: str = ""
@@ -261,6 +264,13 @@ class AbortResponse(msgspec.Struct):
     """How many requests were found and aborted."""
 
     aborted: int
+
+
+class SleepResponse(msgspec.Struct):
+    """`level` 1: weights in the host's memory, 2: dropped, 0: awake."""
+
+    is_sleeping: bool
+    level: int
 
 
 class ResetResponse(msgspec.Struct):

@@ -131,7 +131,8 @@ class CompletionRequest(GenerationFields, kw_only=True, forbid_unknown_fields=Tr
     prompt: Text
     logprobs: int | None = None
 
-    suffix: Any = None
+    suffix: str | None = None
+
     prompt_embeds: Any = None
 
 
@@ -261,7 +262,6 @@ REFUSED: dict[str, Refusal] = {
     "length_penalty": Refusal("beam search is not supported", (1, 1.0)),
     "early_stopping": Refusal("beam search is not supported", (False,)),
     "truncation_side": Refusal("prompts are cut on the left only", ("left",)),
-    "suffix": Refusal("this model does not fill in the middle", ("",)),
     "prompt_embeds": Refusal("embeddings are not accepted as prompts", ([],)),
     "logits_processors": Refusal("a request cannot bring its own code", ([],)),
     "chat_template": _TEMPLATE,

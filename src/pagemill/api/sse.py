@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from pagemill.api.connection import run_while_connected
 from pagemill.api.context import Clock
+from pagemill.api.direct import BodyWriter, DirectPath, body_writer
 from pagemill.api.errors import ClientDisconnected, error_body
 from pagemill.api.responses import ErrorResponse
 from pagemill.errors import PageMillError
@@ -21,6 +22,7 @@ from pagemill.errors import PageMillError
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+QUIET_TICK_SECONDS = 15.0  # how often a stream without comments looks at its client
 KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -58,8 +60,10 @@ class EventStream(Response):
 
     Nothing is sent before the first events are there, so an error before them still becomes a
     response with a status of its own; an error after them becomes an event. While `events` is
-    silent something is sent every `keep_alive` seconds, so that proxies keep the connection. A
-    client that takes nothing for `write_timeout` seconds, or leaves, closes `events`.
+    silent something is sent every `keep_alive` seconds, so that proxies keep the connection, unless
+    that is 0. A
+    client that takes nothing for `write_timeout` seconds, or leaves, closes `events`. Between two
+    of them `direct`, which is told when the stream has begun, may write as well.
     """
 
     def __init__(
@@ -71,8 +75,11 @@ class EventStream(Response):
         write_timeout: float,
         headers: dict[str, str] | None = None,
         protocol: StreamProtocol = OPENAI_STREAM,
+        direct: DirectPath | None = None,
     ) -> None:
         super().__init__(headers=headers)
+        self._direct = direct
+        self._body: BodyWriter | None = None
         self._events = events
         self._protocol = protocol
         self._clock = clock
@@ -85,18 +92,22 @@ class EventStream(Response):
         self._last_write = clock.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._body = body_writer(scope)
         async with aclosing(self._events):
             try:
                 await run_while_connected(
                     self._write_all(send),
                     receive,
                     on_tick=lambda: self._tick(send),
-                    tick_seconds=self._keep_alive,
+                    tick_seconds=self._keep_alive or QUIET_TICK_SECONDS,
                 )
             except ClientDisconnected:
                 if not self._started:
                     raise
                 logger.debug("client left its stream")
+            finally:
+                if self._direct is not None:
+                    self._direct.close()
 
     async def _write_all(self, send: Send) -> None:
         try:
@@ -122,14 +133,19 @@ class EventStream(Response):
                 self._started = True
                 headers = _HEADERS + self._extra
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
+                if self._direct is not None:
+                    self._direct.open(self._body)
             await send({"type": "http.response.body", "body": data, "more_body": True})
             self._writing_since = None
             self._last_write = self._clock.monotonic()
 
     async def _tick(self, send: Send) -> None:
         now = self._clock.monotonic()
+        if self._direct is not None and self._direct.wrote:
+            self._direct.wrote = False
+            self._last_write = now
         if self._writing_since is not None:
             if now - self._writing_since >= self._write_timeout:
                 raise ClientDisconnected
-        elif now - self._last_write >= self._keep_alive * 0.9:
+        elif self._keep_alive and now - self._last_write >= self._keep_alive * 0.9:
             await self._write(send, self._protocol.keep_alive)

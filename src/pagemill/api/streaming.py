@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from pagemill.api.connection import run_while_connected
 from pagemill.api.context import ServerContext
+from pagemill.api.direct import DirectPath, Encode
 from pagemill.api.generation import Generation
 from pagemill.api.intake import Intake
 from pagemill.api.responses import Usage
@@ -44,6 +45,10 @@ class Call(Collector, Protocol):
         """The events of one update."""
         ...
 
+    def direct_events(self, usage: ChunkUsage) -> Encode:
+        """What makes the events of updates after the first, as `events_of` does; maybe faster."""
+        ...
+
     def usage_chunk(self, usage: Usage) -> msgspec.Struct:
         """The last chunk of a stream, without choices."""
         ...
@@ -59,8 +64,11 @@ async def answer(
     headers = ignored_header(intake.ignored)
     if not intake.body.stream:
         return await respond_whole(request, generation, call, headers)
-    events = _events(generation, call, intake.body.stream_options or StreamOptions())
-    return stream_response(intake.context, events, headers)
+    options = intake.body.stream_options or StreamOptions()
+    if generation.is_single:
+        generation.direct = DirectPath(lambda: _direct_events(generation, call, options))
+    events = _events(generation, call, options)
+    return stream_response(intake.context, events, headers, direct=generation.direct)
 
 
 def ignored_header(ignored: list[str]) -> dict[str, str]:
@@ -81,15 +89,17 @@ def stream_response(
     events: AsyncGenerator[bytes, None],
     headers: dict[str, str],
     protocol: StreamProtocol = OPENAI_STREAM,
+    direct: DirectPath | None = None,
 ) -> EventStream:
     """The events as a stream, within the server's limits."""
     return EventStream(
         events,
         clock=context.clock,
-        keep_alive=context.settings.keep_alive_seconds,
+        keep_alive=context.settings.sse_keep_alive,
         write_timeout=context.limits.write_timeout,
         headers=headers,
         protocol=protocol,
+        direct=direct,
     )
 
 
@@ -118,6 +128,12 @@ async def _events(
             yield b"".join([call.events_of(update, usage) for update in updates])
     if options.include_usage:
         yield event(call.usage_chunk(generation.usage()))
+
+
+def _direct_events(generation: Generation, call: Call, options: StreamOptions) -> Encode:
+    if options.include_usage and options.continuous_usage_stats:
+        return lambda update: call.events_of(update, generation.usage())
+    return call.direct_events(_chunk_usage(options, generation))
 
 
 def _chunk_usage(options: StreamOptions, generation: Generation) -> ChunkUsage:

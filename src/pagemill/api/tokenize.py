@@ -24,7 +24,7 @@ _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
 async def tokenize(context: ServerContext, request: Request) -> Response:
     """Tokens of a text, or of messages after the chat template. Raises RequestError."""
     body = await read_body(request, _tokenize_decoder, context.limits.body_timeout)
-    renderer = context.require_ready()
+    renderer = context.require_loaded()
     context.check_model(body.model)
     refuse_unsupported(body)
     if (body.prompt is None) == (body.messages is None):
@@ -66,7 +66,7 @@ async def _render(body: TokenizeRequest, context: ServerContext, renderer: Rende
 async def detokenize(context: ServerContext, request: Request) -> Response:
     """The text of tokens. Raises RequestError."""
     body = await read_body(request, _detokenize_decoder, context.limits.body_timeout)
-    renderer = context.require_ready()
+    renderer = context.require_loaded()
     context.check_model(body.model)
     if not body.tokens:
         return json_response(DetokenizeResponse(""))

@@ -71,7 +71,9 @@ class ForwardBatch:
     host_seq_lens: NDArray[np.int32] | None = None
     kv_cache: list[LayerCache] = field(default_factory=list)
     attention: AttentionBackend | None = None
+    packed: PackedAttention | None = None  # of models without a cache, instead of `attention`
     plan: Any = None  # the backend's own
+    token_types: Tensor | None = None  # [T] int64: 0, or 1 in the second text of a pair
 
 
 class AttentionBackend(Protocol):
@@ -99,4 +101,18 @@ class FusedAttention(Protocol):
 
         qkv is [T, q_size + 2 kv_size]; returns [T, num_heads * D].
         """
+        ...
+
+
+class PackedAttention(Protocol):
+    """Attention of every token to its whole row, without a cache."""
+
+    name: str
+
+    def plan(self, batch: ForwardBatch) -> Any:
+        """Prepare what all layers of the step share. Rows of equal length should be neighbours."""
+        ...
+
+    def run_packed(self, spec: AttentionSpec, qkv: Tensor, batch: ForwardBatch) -> Tensor:
+        """[T, 3 * num_heads * D] -> [T, num_heads * D]."""
         ...

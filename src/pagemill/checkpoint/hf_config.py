@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pagemill.checkpoint.fields import Fields
+from pagemill.checkpoint.fields import Fields, checkpoint_dtype
+from pagemill.checkpoint.hf_encoder import ENCODERS, encoder_config_from_hf, is_encoder
+from pagemill.checkpoint.hf_heads import decoder_name, head_of, labels
 from pagemill.checkpoint.hf_rope import Rope, read_gemma3_rope, read_rope
 from pagemill.config.model import ModelConfig, RopeConfig
 from pagemill.errors import ModelLoadError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-_DTYPES = {"float32", "float16", "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,10 @@ class _Family:
 
 def model_config_from_hf(raw: Mapping[str, Any], origin: str = "config.json") -> ModelConfig:
     """Translate the content of a config.json. `origin` is named in errors (ModelLoadError)."""
+    if is_encoder(raw):
+        return encoder_config_from_hf(raw, origin)
     architecture, fields = _text_part(raw, origin)
-    family = _FAMILIES[architecture]
+    family = _FAMILIES[decoder_name(architecture)]
     num_layers = fields.size("num_hidden_layers")
     num_heads = fields.size("num_attention_heads")
     hidden_size = fields.size("hidden_size")
@@ -76,11 +79,13 @@ def model_config_from_hf(raw: Mapping[str, Any], origin: str = "config.json") ->
         query_scale=_query_scale(fields, family),
         attention_soft_cap=fields.number("attn_logit_softcapping", 0.0),
         logit_soft_cap=fields.number("final_logit_softcapping", 0.0),
-        dtype=_dtype(fields),
+        dtype=checkpoint_dtype(fields),
         bos_token_id=first_id(fields.get("bos_token_id")),
         eos_token_ids=token_ids(fields.get("eos_token_id")),
         pad_token_id=first_id(fields.get("pad_token_id")),
         quantization=fields.mapping("quantization_config"),
+        head=head_of(architecture),
+        labels=labels(fields) if head_of(architecture) == "classifier" else (),
         raw=dict(raw),
     )
     _check_heads(config, origin)
@@ -88,7 +93,7 @@ def model_config_from_hf(raw: Mapping[str, Any], origin: str = "config.json") ->
 
 
 def supported_architectures() -> list[str]:
-    return sorted(_FAMILIES)
+    return [*sorted(_FAMILIES), *sorted(ENCODERS)]
 
 
 def token_ids(value: Any) -> tuple[int, ...]:
@@ -120,7 +125,7 @@ def _text_part(raw: Mapping[str, Any], origin: str) -> tuple[str, Fields]:
         ids = {k: raw[k] for k in ("eos_token_id", "bos_token_id") if k in raw and k not in text}
         merged = {**_GEMMA3_TEXT_DEFAULTS, **ids, **text, "tie_word_embeddings": tied}
         return "Gemma3ForCausalLM", Fields(merged, origin)
-    if not isinstance(architecture, str) or architecture not in _FAMILIES:
+    if not isinstance(architecture, str) or decoder_name(architecture) not in _FAMILIES:
         raise ModelLoadError(
             f"{origin}: architecture {architecture!r} is not supported; "
             f"supported are {', '.join(supported_architectures())}"
@@ -153,12 +158,6 @@ def _attention_bias(fields: Fields, family: _Family) -> bool:
 def _query_scale(fields: Fields, family: _Family) -> float:
     scalar = fields.number("query_pre_attn_scalar", family.query_scalar)
     return scalar**-0.5 if scalar > 0 else 0.0
-
-
-def _dtype(fields: Fields) -> str:
-    value = str(fields.get("dtype") or fields.get("torch_dtype") or "bfloat16")
-    value = value.removeprefix("torch.")
-    return value if value in _DTYPES else "bfloat16"
 
 
 def _check_heads(config: ModelConfig, origin: str) -> None:

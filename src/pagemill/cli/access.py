@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,14 @@ from pagemill.config.args import ServeArgs
 from pagemill.errors import ConfigError
 
 KEY_VARIABLE = "PAGEMILL_API_KEY"
+ADMIN_KEY_VARIABLE = "PAGEMILL_ADMIN_KEY"
+HASHED = "sha256:"  # begins a key that is given as its digest
+
+_HASHED_KEY = re.compile(f"{HASHED}[0-9a-fA-F]{{64}}")
 
 
 def api_keys(args: ServeArgs, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys from the flags, the environment and the key file, without repeats."""
+    """The keys from the flags, the environment and the key file. Raises ConfigError."""
     keys = [*args.api_key, environ.get(KEY_VARIABLE, "")]
     if args.api_key_file is not None:
         lines = _read(Path(args.api_key_file)).splitlines()
@@ -22,6 +27,19 @@ def api_keys(args: ServeArgs, environ: Mapping[str, str]) -> tuple[str, ...]:
         if not any(from_file):
             raise ConfigError(f"--api-key-file {args.api_key_file} holds no key")
         keys += from_file
+    return _checked(keys)
+
+
+def admin_keys(args: ServeArgs, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The admin keys from the flag and the environment. Raises ConfigError."""
+    return _checked([args.admin_key or "", environ.get(ADMIN_KEY_VARIABLE, "")])
+
+
+def _checked(keys: list[str]) -> tuple[str, ...]:
+    """Without repeats; a key that is given hashed must be so for good."""
+    for key in keys:
+        if key.startswith(HASHED) and not _HASHED_KEY.fullmatch(key):
+            raise ConfigError(f"a key that begins with {HASHED} goes on with 64 hexadecimal digits")
     return tuple(dict.fromkeys(key for key in keys if key))
 
 

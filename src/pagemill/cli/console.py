@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from pagemill.cli.parser import DEFAULT_URL
+from pagemill.config.pooling import PoolingConfig
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import PageMillError
 
@@ -38,27 +39,42 @@ class Console:
 
     def ready(self, url: str, info: EngineInfo, *, needs_key: bool) -> None:
         """The address, what fits, and what to try next."""
-        tokens = info.num_blocks * info.block_size
         self.line(
             f"ready: {info.device}, {info.dtype}, attention {info.attention}; weights "
-            f"{info.weight_bytes / GIB:.2f} GiB, KV cache {info.cache_bytes / GIB:.2f} GiB = "
-            f"{tokens:,} tokens"
+            f"{info.weight_bytes / GIB:.2f} GiB, {_cache(info)}"
         )
         self.line(
             f"context {info.max_model_len:,} tokens, up to {info.max_num_seqs} requests at once"
         )
         print(f"\nPageMill answers at {url} (documentation: {url}/docs). Try:\n", file=self.out)
-        where = "" if url == DEFAULT_URL else f" --url {url}"
-        key = " -H 'Authorization: Bearer KEY'" if needs_key else ""
-        message = '{"messages": [{"role": "user", "content": "Hello!"}]}'
-        print(
-            f"  curl {url}/v1/chat/completions{key} \\\n"
-            f"    -H 'Content-Type: application/json' -d '{message}'\n"
-            f"  pagemill chat{where}{' --api-key KEY' if needs_key else ''}\n",
-            file=self.out,
-            flush=True,
-        )
+        print(_examples(url, info.pooling, needs_key=needs_key), file=self.out, flush=True)
 
     def error(self, error: PageMillError | str) -> None:
         """The one line that says what went wrong."""
         print(f"pagemill: error: {error}", file=self.out, flush=True)
+
+
+def _cache(info: EngineInfo) -> str:
+    if info.pooling is not None and not info.pooling.cached:
+        return "no KV cache"
+    tokens = info.num_blocks * info.block_size
+    return f"KV cache {info.cache_bytes / GIB:.2f} GiB = {tokens:,} tokens"
+
+
+def _examples(url: str, pooling: PoolingConfig | None, *, needs_key: bool) -> str:
+    """Commands for what the model does."""
+    key = " -H 'Authorization: Bearer KEY'" if needs_key else ""
+
+    def curl(path: str, body: str) -> str:
+        return f"  curl {url}{path}{key} \\\n    -H 'Content-Type: application/json' -d '{body}'\n"
+
+    if pooling is None:
+        where = "" if url == DEFAULT_URL else f" --url {url}"
+        chat = f"  pagemill chat{where}{' --api-key KEY' if needs_key else ''}\n"
+        body = '{"messages": [{"role": "user", "content": "Hello!"}]}'
+        return curl("/v1/chat/completions", body) + chat
+    if pooling.task == "embed":
+        return curl("/v1/embeddings", '{"input": "Hello!"}')
+    if pooling.scores_pairs:
+        return curl("/v1/rerank", '{"query": "Hello?", "documents": ["Hi!", "Bye."]}')
+    return curl("/classify", '{"input": "Hello!"}')

@@ -8,10 +8,39 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pagemill.api.direct import EXTENSION
+from pagemill.cli.header_guard import GuardedProtocol
 from pagemill.config.args import ServeArgs
 
+IDLE_SECONDS = 75  # of a connection without a request; longer than clients keep theirs
 CLOSING_SECONDS = 2  # for responses that the drain has not waited for
+
+
+class ChunkWriter:
+    """A `BodyWriter`: one chunk of a chunked body for each write."""
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        self._protocol = protocol
+
+    def write(self, data: bytes) -> bool:
+        """See `BodyWriter.write`."""
+        protocol = self._protocol
+        if protocol.flow.write_paused or protocol.transport.is_closing():
+            return False
+        protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+
+class StreamingProtocol(GuardedProtocol):
+    """The guarded protocol, with a `ChunkWriter` in the scope's extensions."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: ChunkWriter(self)}  # type: ignore[dict-item]
 
 
 class HttpServer(uvicorn.Server):
@@ -23,11 +52,11 @@ class HttpServer(uvicorn.Server):
         yield
 
     @classmethod
-    def build(cls, app: ASGIApp, args: ServeArgs, keep_alive: float) -> HttpServer:
-        """A server for `app`; connections without a request are closed after `keep_alive` s."""
+    def build(cls, app: ASGIApp, args: ServeArgs, uds: str | None = None) -> HttpServer:
+        """A server for `app`; with `uds` for `serve` on a local socket there, without TLS."""
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=StreamingProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -35,12 +64,17 @@ class HttpServer(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=int(keep_alive),
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=CLOSING_SECONDS,
-            ssl_certfile=args.ssl_certfile,
-            ssl_keyfile=args.ssl_keyfile,
+            uds=uds,
+            ssl_certfile=None if uds else args.ssl_certfile,
+            ssl_keyfile=None if uds else args.ssl_keyfile,
         )
         return cls(config)
+
+    def stop(self) -> None:
+        """End soon: no more connections, and the open ones get their last seconds."""
+        self.should_exit = True
 
     async def run_on(self, listener: socket.socket) -> None:
         """Answer on a listening socket until `should_exit`."""

@@ -11,13 +11,25 @@ BACKLOG = 2048
 MAX_PORT = 65535
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError with what to change."""
+def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
+    """Listening sockets for one address, which the system shares its connections among.
+
+    Raises ConfigError with what to change.
+    """
+    first = _bind(host, port, shared=False)
+    if count == 1:
+        return [first]
+    port = first.getsockname()[1]
+    first.close()  # only by a socket that does not share was it found out whether the port is free
+    return [_bind(host, port, shared=True) for _ in range(count)]
+
+
+def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
     if not 0 <= port <= MAX_PORT:
         raise ConfigError(f"--port must be from 0 to {MAX_PORT}, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=shared)
     except OSError as error:
         raise ConfigError(_reason(error, host, port)) from None
 

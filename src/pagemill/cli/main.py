@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pagemill.cli.parser import parse, serve_args
+from pagemill.cli.parser import BatchArgs, parse, serve_args
 from pagemill.errors import PageMillError
 
 
@@ -17,6 +17,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pagemill.cli.chat import chat
 
             return chat(parsed)
+        if parsed.command == "bench":
+            from pagemill.cli.bench import bench
+
+            return bench(parsed)
+        if parsed.command == "run-batch":
+            from pagemill.cli.run_batch import run_batch
+
+            return run_batch(serve_args(parsed), BatchArgs.of(parsed))
+        if parsed.command == "doctor":
+            from pagemill.cli.doctor.command import doctor
+
+            return doctor(parsed)
         from pagemill.cli.serve import serve
 
         return serve(serve_args(parsed))

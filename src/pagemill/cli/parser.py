@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pagemill.config.args import Flag, ServeArgs, flags
+from pagemill.cli.bench_parser import add_bench
+from pagemill.config.args import SERVING_GROUPS, Flag, ServeArgs, flags
 from pagemill.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -29,15 +32,32 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pagemill {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_serve(commands)
+    _add_run_batch(commands)
     _add_chat(commands)
+    add_bench(commands, _Help)
+    _add_doctor(commands)
     return parser
 
 
+@dataclass(frozen=True, slots=True)
+class BatchArgs:
+    """What `run-batch` takes besides the settings of the model; `max_inflight` 0: chosen."""
+
+    input: Path
+    output: Path
+    max_inflight: int = 0
+    strict: bool = False
+
+    @classmethod
+    def of(cls, parsed: argparse.Namespace) -> BatchArgs:
+        return cls(parsed.input, parsed.output, parsed.max_inflight, parsed.strict)
+
+
 def serve_args(parsed: argparse.Namespace) -> ServeArgs:
-    """The `ServeArgs` of a parsed `serve` command."""
+    """The `ServeArgs` of a parsed command; what it has no flag for keeps its default."""
     values: dict[str, Any] = {}
     for item, info, _ in flags():
-        value = getattr(parsed, item.name)
+        value: Any = getattr(parsed, item.name, item.default)
         values[item.name] = tuple(value) if info.repeat else value
     return ServeArgs(**values)
 
@@ -49,13 +69,50 @@ def _add_serve(commands: Any) -> None:
         description="Load a model and serve it with an OpenAI-compatible API.",
         formatter_class=_Help,
     )
+    _add_flags(serve)
+
+
+def _add_run_batch(commands: Any) -> None:
+    batch = commands.add_parser(
+        "run-batch",
+        help="answer a file of requests without a server",
+        description="Answer a file of requests in OpenAI's batch format. A run that was "
+        "interrupted goes on where it stopped when it is started again.",
+        formatter_class=_Help,
+    )
+    required = {"type": Path, "required": True, "metavar": "FILE"}
+    batch.add_argument("-i", "--input", help="requests, one JSON object a line", **required)
+    batch.add_argument("-o", "--output", help="answers, one a line as they come", **required)
+    batch.add_argument(
+        "--max-inflight",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="requests given to the engine at once; default: a few more than it computes at once",
+    )
+    batch.add_argument(
+        "--strict", action="store_true", help="refuse an input with a malformed line"
+    )
+    _add_flags(batch, without=SERVING_GROUPS)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def _add_flags(parser: Any, without: Collection[str] = ()) -> None:
+    """The fields of `ServeArgs` as flags, except those of the groups `without`."""
     groups: dict[str, Any] = {}
     for item, info, name in flags():
         if item.name == "model":
-            serve.add_argument("model", nargs="?", metavar=info.metavar, help=info.help)
+            parser.add_argument("model", nargs="?", metavar=info.metavar, help=info.help)
+            continue
+        if info.group in without:
             continue
         if info.group not in groups:
-            groups[info.group] = serve.add_argument_group(info.group)
+            groups[info.group] = parser.add_argument_group(info.group)
         options = _options(info, item.default)
         names = [name, info.alias] if info.alias else [name]
         groups[info.group].add_argument(*names, dest=item.name, help=_help(info, item), **options)
@@ -95,6 +152,21 @@ def _add_chat(commands: Any) -> None:
     chat.add_argument("--temperature", type=float, help="default: the server's")
     chat.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     chat.add_argument("-q", "--quick", metavar="TEXT", help="send one message, print, and exit")
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="show what this machine has, what fits on it, and what would be slow",
+        description="Look at this machine. Ends with 1 when something keeps PageMill from working.",
+        formatter_class=_Help,
+    )
+    doctor.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a model to fit instead of the usual sizes"
+    )
+    doctor.add_argument("--host", default="127.0.0.1", help="address to try (127.0.0.1)")
+    doctor.add_argument("--port", type=int, help="port that must be free; else 8000 is looked at")
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

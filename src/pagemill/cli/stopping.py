@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+INTERRUPTED = 130  # the exit code of a Ctrl-C that ends work, as shells have it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -30,3 +32,21 @@ class StopSignals:
         if self._first.is_set():
             self._at_once()
         self._first.set()
+
+
+async def first_of(*work: Coroutine[Any, Any, None]) -> bool:
+    """Run until one is done and cancel the others; whether the first one is done.
+
+    Raises what it raised.
+    """
+    tasks = [asyncio.create_task(item) for item in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
+    return not tasks[0].cancelled()

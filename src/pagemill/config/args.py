@@ -39,6 +39,7 @@ _ACCESS = "access"
 _COMPUTE = "computing"
 _MEMORY = "memory"
 _SCHEDULE = "scheduling"
+SERVING_GROUPS = (_SERVER, _ACCESS)  # of no use without a server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,12 @@ class ServeArgs:
     chat_template: str | None = flag(
         None, _MODEL, "Jinja file to use instead of the model's own template", metavar="FILE"
     )
+    runner: str = flag(
+        "auto",
+        _MODEL,
+        "'pooling' makes embeddings or scores instead of text; auto: as the model's files say",
+        choices=("auto", "generate", "pooling"),
+    )
     tool_call_parser: str = flag(
         "auto", _MODEL, "format of tool calls; auto: as the chat template says", metavar="NAME"
     )
@@ -84,8 +91,21 @@ class ServeArgs:
     drain_timeout: float = flag(
         30.0, _SERVER, "seconds that open requests get at Ctrl-C", kind=float, metavar="SECONDS"
     )
+    sse_keep_alive: float = flag(
+        15.0,
+        _SERVER,
+        "seconds of silence in a stream before a comment is sent; 0: none",
+        kind=float,
+        metavar="SECONDS",
+    )
+    frontend_workers: str = flag(
+        "auto", _SERVER, "processes that answer HTTP; auto: more beside a GPU", metavar="N"
+    )
     log_level: str = flag(
         "info", _SERVER, "how much to log", choices=("debug", "info", "warning", "error")
+    )
+    otlp_endpoint: str | None = flag(
+        None, _SERVER, "send traces to an OTLP collector; needs pagemill[otel]", metavar="URL"
     )
     json_logs: bool = flag(False, _SERVER, "log one JSON object a line", kind=bool)
 
@@ -95,6 +115,18 @@ class ServeArgs:
     api_key_file: str | None = flag(None, _ACCESS, "file with one key a line", metavar="FILE")
     admin_key: str | None = flag(
         None, _ACCESS, "key for the administrative endpoints, which are off without", metavar="KEY"
+    )
+    allowed_host: tuple[str, ...] = flag(
+        (), _ACCESS, "Host header to answer, several allowed; default: by --host", metavar="NAME"
+    )
+    max_requests_per_key: int = flag(
+        4096, _ACCESS, "most requests of one key at once; more get 429", kind=int, metavar="N"
+    )
+    rate_limit_requests: int = flag(
+        0, _ACCESS, "requests a minute for each key; 0: any number", kind=int, metavar="N"
+    )
+    rate_limit_tokens: int = flag(
+        0, _ACCESS, "tokens a minute for each key; 0: any number", kind=int, metavar="N"
     )
     no_auth: bool = flag(
         False, _ACCESS, "listen beyond this machine without a key", kind=bool, name="--no-auth"
@@ -153,6 +185,9 @@ class ServeArgs:
     )
     max_num_queued_reqs: int = flag(
         1024, _SCHEDULE, "most requests waiting; more get 503", kind=int, metavar="N"
+    )
+    max_num_queued_tokens: int | None = flag(
+        None, _SCHEDULE, "most prompt tokens waiting; more get 503", kind=int, metavar="N"
     )
     scheduling_policy: str = flag(
         "fcfs", _SCHEDULE, "order of waiting requests", choices=("fcfs", "priority")

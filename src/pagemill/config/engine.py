@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pagemill.config.pooling import PoolingConfig
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engine process needs; travels to it as JSON.
@@ -31,6 +33,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     overlap: bool = True
     scheduling_policy: str = "fcfs"
     max_num_queued_reqs: int = 1024
+    max_num_queued_tokens: int = 0  # 0: any number
     prefill_share: float = 1.0  # of the token budget that one prompt may take in a step
     speculative: str = "none"  # "none" | "ngram"
     num_speculative_tokens: int = 0
@@ -40,3 +43,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int = 0  # 0 only until resolved
     hash_key: str = ""  # hex; keys the prefix cache's block hashes
     max_logprobs: int = 20
+    pooling: PoolingConfig | None = None  # None: the model generates text

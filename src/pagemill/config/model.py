@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,19 @@ class RopeConfig:
     kind: str = "default"  # default | linear | dynamic | llama3 | yarn
     rotary_dim: int = 0  # 0: the whole head
     params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """What encoders have and decoders lack. Positions are learned, and every token sees all."""
+
+    num_positions: int  # rows of the table
+    position_offset: int  # the row of the first token
+    num_token_types: int
+    roberta_head: bool = False  # a classifier on the first token, instead of BERT's pooler
+
+
+Head = Literal["vocabulary", "none", "classifier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,9 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     quantization: dict[str, Any] = field(default_factory=dict)
+    head: Head = "vocabulary"  # what follows the last norm
+    labels: tuple[str, ...] = ()  # of a classifier
+    encoder: EncoderConfig | None = None  # None: a decoder
     raw: dict[str, Any] = field(default_factory=dict)
 
     @property

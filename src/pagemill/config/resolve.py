@@ -5,16 +5,23 @@ Every choice that depends on the model or the device is made here and nowhere el
 
 from __future__ import annotations
 
+import sys
+
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.config.model import ModelConfig
+from pagemill.config.pooling import PoolingConfig
+from pagemill.config.resolve_pooling import with_pooling
 from pagemill.errors import ConfigError
 
 GIB = 2**30
 CPU_KV_CACHE_BYTES = 4 * GIB
 CUDA_MEMORY_UTILIZATION = 0.9
 MAX_SPECULATIVE_TOKENS = 16
+MAX_FRONTENDS = 64
+MAX_KEEP_ALIVE = 3600
+MAX_AUTO_FRONTENDS = 8
 PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -27,16 +34,17 @@ def resolve(
     path: str = "",
     name: str = "",
     hash_key: str = "",
+    pooling: PoolingConfig | None = None,
 ) -> EngineConfig:
     """The engine's settings for this model on this device.
 
     `path` is where the model's files are and `name` what it is called, both `args.model` when
-    empty; `hash_key` keys the prefix cache's hashes. Raises ConfigError, naming the flag and what
-    to change.
+    empty; `hash_key` keys the prefix cache's hashes. `pooling` is None for generation. Raises
+    ConfigError, naming the flag and what to change.
     """
     _check(args)
     max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
-    return EngineConfig(
+    config = EngineConfig(
         model=path or args.model or "",
         served_model_names=args.served_model_name or (name or args.model or "model",),
         device=device.type,
@@ -53,6 +61,7 @@ def resolve(
         overlap=args.overlap,
         scheduling_policy=args.scheduling_policy,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        max_num_queued_tokens=args.max_num_queued_tokens or 0,
         prefill_share=PREFILL_SHARE,
         speculative=args.speculative,
         num_speculative_tokens=0 if args.speculative == "none" else args.num_speculative_tokens,
@@ -61,6 +70,25 @@ def resolve(
         num_threads=args.threads or device.num_threads,
         hash_key=hash_key,
     )
+    return config if pooling is None else with_pooling(config, args, model, pooling)
+
+
+def frontend_workers(asked: str, device: DeviceFacts) -> int:
+    """How many processes answer HTTP. Raises ConfigError.
+
+    On a CPU every core is the model's; beside a GPU a quarter of the cores keeps up with it.
+    """
+    if asked == "auto":
+        if device.type == "cpu" or not sys.platform.startswith("linux"):
+            return 1
+        return max(1, min(device.num_threads // 4, MAX_AUTO_FRONTENDS))
+    if not (asked.isascii() and asked.isdigit() and 1 <= int(asked) <= MAX_FRONTENDS):
+        raise ConfigError(
+            f"--frontend-workers must be auto or from 1 to {MAX_FRONTENDS}, got {asked!r}"
+        )
+    if int(asked) > 1 and not sys.platform.startswith("linux"):
+        raise ConfigError("--frontend-workers above 1 needs Linux, which shares out connections")
+    return int(asked)
 
 
 def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
@@ -75,7 +103,7 @@ def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
 def _check(args: ServeArgs) -> None:
     """Refuse numbers that can never work."""
     positive = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes")
-    for name in (*positive, "threads", "max_num_queued_reqs"):
+    for name in (*positive, "threads", "max_num_queued_reqs", "max_num_queued_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -83,6 +111,11 @@ def _check(args: ServeArgs) -> None:
         raise ConfigError(
             f"--num-speculative-tokens must be from 1 to {MAX_SPECULATIVE_TOKENS}, "
             f"got {args.num_speculative_tokens}"
+        )
+    if not 0 <= args.sse_keep_alive <= MAX_KEEP_ALIVE:
+        raise ConfigError(
+            f"--sse-keep-alive must be from 0 to {MAX_KEEP_ALIVE} seconds, "
+            f"got {args.sse_keep_alive:g}"
         )
     share = args.memory_utilization
     if share is not None and not 0 < share <= 1:

@@ -91,6 +91,10 @@ class Device(Protocol):
 
     def record_event(self) -> Event: ...
 
+    def release_memory(self) -> None:
+        """Give back to the system what no tensor uses, graphs' memory included."""
+        ...
+
     def synchronize(self) -> None: ...
 
     def close(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,12 @@ _CGROUP_FILES = (
 
 class _Past:
     """The event of work that is done when it has been called."""
+
+    def release_memory(self) -> None:
+        gc.collect()
+        # The C library keeps freed memory for itself; others than glibc have no such call.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
@@ -100,6 +109,12 @@ class CpuDevice:
 
     def record_event(self) -> _Past:
         return _Past()
+
+    def release_memory(self) -> None:
+        gc.collect()
+        # The C library keeps freed memory for itself; others than glibc have no such call.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def synchronize(self) -> None:
         self.submit(lambda: None).result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -94,6 +95,7 @@ class CudaDevice:
     def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         if self._graph_stream is None:
             self._graph_stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        if self._graph_memory is None:
             self._graph_memory = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         self._graph_stream.wait_stream(torch.cuda.current_stream(self.torch_device))
@@ -105,6 +107,11 @@ class CudaDevice:
             finally:
                 graph.capture_end()
         return graph
+
+    def release_memory(self) -> None:
+        gc.collect()
+        self._graph_memory = None  # a pool whose graphs are gone cannot be captured into
+        torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)

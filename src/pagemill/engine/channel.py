@@ -47,6 +47,10 @@ class EngineChannel:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
 
+    @property
+    def num_clients(self) -> int:
+        return len(self._outputs)
+
     def wait(self, seconds: float) -> None:
         """Sleep until a message is there, `seconds` at most."""
         self._requests.poll(max(0, math.ceil(seconds * 1000)))

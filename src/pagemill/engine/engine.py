@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo, EngineStats, RequestDelta
+from pagemill.engine.sleep import SleepControl
 from pagemill.engine.stats import StepCounters, read_stats
 from pagemill.errors import PageMillError
 from pagemill.executor.base import Executor, PendingResult
@@ -42,6 +43,7 @@ class Engine:
         self.scheduler = Scheduler(
             config, executor.info, window=window, grammar=grammar, clock=clock
         )
+        self._sleep = SleepControl(self.scheduler, executor)
         self._executor = executor
         self._grammar = grammar
         self._overlap = config.overlap
@@ -57,6 +59,7 @@ class Engine:
     def add_request(self, message: AddRequest) -> None:
         """Queue a request. One that cannot be served gets its error delta from the next `step`."""
         try:
+            self._sleep.check_awake()
             self.scheduler.add(message)
         except PageMillError as error:
             self._unsent.append(
@@ -89,12 +92,11 @@ class Engine:
             result = self._executor.sample(batch)
             deltas += self._retire()
         self._in_flight = step, result
-        self._counters.num_steps += 1
-        self._counters.step_tokens = batch.num_tokens
+        self._counters.count(batch.num_tokens)
         return deltas if self._overlap else deltas + self._retire()
 
     def stats(self) -> EngineStats:
-        return read_stats(self.scheduler, self._counters)
+        return read_stats(self.scheduler, self._counters, self._sleep.level)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached text, that of running requests included."""
@@ -107,8 +109,16 @@ class Engine:
         No step is in flight while it runs.
         """
         self._unsent += self._retire()
-        if method == "reset_prefix_cache":
-            return self.reset_prefix_cache()
+        match method, args:
+            case "reset_prefix_cache", []:
+                return self.reset_prefix_cache()
+            case "prepare_sleep", [int(level)]:
+                return self._sleep.prepare(level)
+            case "sleep", [int(level)]:
+                self._unsent += self._sleep.sleep(level)
+                return None
+            case "wake_up", []:
+                return self._sleep.wake_up()
         return self._executor.control(method, args)
 
     def shutdown(self) -> None:

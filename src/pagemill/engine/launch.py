@@ -17,6 +17,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.engine.channel import EngineAddress
 
 _MAX_SOCKET_PATH = 107 - len("/client-000")  # sun_path of Linux holds 108 bytes
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "pagemill.engine.process")
 
 
 class EngineLaunch(msgspec.Struct, frozen=True):
@@ -46,12 +47,17 @@ class EngineProcess:
         config: EngineConfig,
         *,
         num_clients: int = 1,
-        command: Sequence[str] = (sys.executable, "-P", "-m", "pagemill.engine.process"),
+        command: Sequence[str] | None = None,
     ) -> EngineProcess:
-        """Returns at once; the engine reports its progress over the channel."""
+        """Returns at once; the engine reports its progress over the channel.
+
+        `command` runs something else than PageMill's own engine.
+        """
         folder = _socket_folder()
         address = EngineAddress.in_folder(folder, num_clients)
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            command or ENGINE_COMMAND, stdin=subprocess.PIPE, start_new_session=True
+        )
         assert process.stdin is not None
         try:
             process.stdin.write(msgspec.json.encode(EngineLaunch(config, address)) + b"\n")
@@ -59,6 +65,11 @@ class EngineProcess:
         except BrokenPipeError:
             pass  # it died at once; `exit_cause` says how
         return cls(process, address, folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where the sockets are; only this user may enter it, and it goes with the process."""
+        return self._folder
 
     @property
     def pid(self) -> int:

@@ -10,13 +10,20 @@ from typing import Any, Literal
 
 import msgspec
 
-from pagemill.params import SamplingParams
+from pagemill.config.pooling import PoolingConfig
+from pagemill.params import PoolingParams, SamplingParams
+
+# Upper bounds of the tokens of a step, inclusive, by which steps are counted.
+STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class AddRequest(msgspec.Struct, array_like=True, tag="add"):
-    """Start a generation. `params` has `n == 1` and `max_tokens` resolved to a number."""
+    """Start a generation. `params` has `n == 1` and `max_tokens` resolved to a number.
+
+    With `pooling` it is a request for vectors instead; `params` says only when it times out.
+    """
 
     request_id: str
     client_id: int
@@ -26,12 +33,19 @@ class AddRequest(msgspec.Struct, array_like=True, tag="add"):
     lora: str | None = None
     priority: int = 0  # lower runs earlier
     arrival_time: float = 0.0
+    pooling: PoolingParams | None = None
 
 
 class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
     """Stop these requests; each is answered by a last delta with finish_reason "abort"."""
 
     request_ids: list[str]
+
+
+class AbortClient(msgspec.Struct, array_like=True, tag="abort_client"):
+    """Stop all requests of a frontend that is gone. Nobody reads their last deltas."""
+
+    client_id: int
 
 
 class Control(msgspec.Struct, array_like=True, tag="control"):
@@ -62,7 +76,8 @@ class RequestDelta(msgspec.Struct, array_like=True, omit_defaults=True):
 
     `token_ids` (int32 bytes) includes the token that stopped the generation. `prompt_logprobs`
     comes in chunks as the prompt is computed, and covers prompt positions 1, 2, … in order.
-    `num_cached_tokens` and `scheduled_time` are set on the first delta of a request.
+    `num_cached_tokens` and `scheduled_time` are set on the first delta of a request. `pooled` is
+    float32: the vector of a request that pools, or those of its next tokens, one after the other.
     """
 
     request_id: str
@@ -76,6 +91,7 @@ class RequestDelta(msgspec.Struct, array_like=True, omit_defaults=True):
     scheduled_time: float | None = None
     num_preemptions: int = 0
     error: str | None = None
+    pooled: bytes = b""
 
 
 class EngineStats(msgspec.Struct, array_like=True):
@@ -91,6 +107,12 @@ class EngineStats(msgspec.Struct, array_like=True):
     step_tokens: int = 0  # tokens computed by the last step
     num_draft_tokens: int = 0  # counter
     num_accepted_tokens: int = 0  # counter
+    sleep_level: int = 0  # 0: awake
+    num_deferred: int = 0  # of those that wait: until their grammar is compiled
+    num_drafts: int = 0  # counter, rows of steps that had drafts
+    accepted_by_position: list[int] = []  # counters: how often the first, second, … was accepted
+    step_sizes: list[int] = []  # counters of steps by tokens, for `STEP_SIZES` and what is larger
+    tokens_computed: int = 0  # counter, of all steps
 
 
 class StepOutputs(msgspec.Struct, array_like=True, tag="outputs"):
@@ -122,6 +144,7 @@ class EngineInfo(msgspec.Struct, array_like=True):
     quantization: str = "none"
     weight_bytes: int = 0
     cache_bytes: int = 0
+    pooling: PoolingConfig | None = None  # None: the model generates text
 
 
 class EngineStatus(msgspec.Struct, array_like=True, tag="status"):
@@ -138,5 +161,5 @@ class EngineStatus(msgspec.Struct, array_like=True, tag="status"):
     stats: EngineStats | None = None
 
 
-ToEngine = AddRequest | AbortRequests | Control
+ToEngine = AddRequest | AbortRequests | AbortClient | Control
 FromEngine = StepOutputs | ControlResult | EngineStatus

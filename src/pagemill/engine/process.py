@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from pagemill.engine.channel import EngineChannel
+from pagemill.engine.clients import ClientRequests
 from pagemill.engine.launch import EngineLaunch
 from pagemill.engine.messages import (
+    AbortClient,
     AbortRequests,
     AddRequest,
     Control,
@@ -29,6 +31,7 @@ from pagemill.engine.messages import (
     EngineStatus,
     RequestDelta,
     StepOutputs,
+    ToEngine,
 )
 from pagemill.errors import PageMillError
 
@@ -71,6 +74,7 @@ class EngineLoop:
     def __init__(self, engine: Steppable, channel: EngineChannel) -> None:
         self._engine = engine
         self._channel = channel
+        self._clients = ClientRequests(channel.num_clients)
         self._next_heartbeat = 0.0
 
     def turn(self) -> None:
@@ -85,13 +89,17 @@ class EngineLoop:
             self._channel.broadcast(EngineStatus("ready", stats=self._engine.stats()))
             self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
-    def _handle(self, message: AddRequest | AbortRequests | Control) -> None:
+    def _handle(self, message: ToEngine) -> None:
         if isinstance(message, AddRequest):
+            self._clients.add(message)
             self._engine.add_request(message)
         elif isinstance(message, AbortRequests):
             self._engine.abort(message.request_ids)
+        elif isinstance(message, AbortClient):
+            self._engine.abort(self._clients.of(message.client_id))
         else:
             self._channel.send(message.client_id, self._call(message))
+            self._next_heartbeat = 0.0  # it may have changed what every frontend should know
 
     def _call(self, message: Control) -> ControlResult:
         try:
@@ -109,6 +117,7 @@ class EngineLoop:
             return
         stats = self._engine.stats()
         for client_id, own in by_client.items():
+            self._clients.retire(own)
             self._channel.send(client_id, StepOutputs(own, stats))
 
 

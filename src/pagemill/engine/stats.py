@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 
-from pagemill.engine.messages import EngineStats
+from pagemill.engine.messages import STEP_SIZES, EngineStats
 from pagemill.scheduler.scheduler import Scheduler
 
 
@@ -14,10 +15,19 @@ class StepCounters:
 
     num_steps: int = 0
     step_tokens: int = 0  # of the last step
+    tokens_computed: int = 0
+    sizes: list[int] = field(default_factory=lambda: [0] * (len(STEP_SIZES) + 1))
+
+    def count(self, num_tokens: int) -> None:
+        """A step of so many tokens was launched."""
+        self.num_steps += 1
+        self.step_tokens = num_tokens
+        self.tokens_computed += num_tokens
+        self.sizes[bisect_left(STEP_SIZES, num_tokens)] += 1
 
 
-def read_stats(scheduler: Scheduler, steps: StepCounters) -> EngineStats:
-    """A snapshot; constant time."""
+def read_stats(scheduler: Scheduler, steps: StepCounters, sleep_level: int) -> EngineStats:
+    """The numbers now; constant time. Its lists are the counters themselves, and go on."""
     counters, retirement = scheduler.counters, scheduler.retirement
     return EngineStats(
         num_running=len(scheduler.slots),
@@ -30,4 +40,10 @@ def read_stats(scheduler: Scheduler, steps: StepCounters) -> EngineStats:
         step_tokens=steps.step_tokens,
         num_draft_tokens=retirement.num_draft_tokens,
         num_accepted_tokens=retirement.num_accepted_tokens,
+        sleep_level=sleep_level,
+        num_deferred=scheduler.num_deferred,
+        num_drafts=retirement.num_drafts,
+        accepted_by_position=retirement.accepted_by_position,
+        step_sizes=steps.sizes,
+        tokens_computed=steps.tokens_computed,
     )

@@ -20,6 +20,14 @@ class PendingResult(Protocol):
         ...
 
 
+class Runner(Protocol):
+    """Runs batches in order on one device, for text or for vectors."""
+
+    def forward(self, batch: Batch) -> None: ...
+
+    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult: ...
+
+
 class Executor(Protocol):
     """Runs batches in order. Neither call blocks on the device."""
 

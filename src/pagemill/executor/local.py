@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,10 +24,12 @@ from pagemill.device.base import Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
+from pagemill.executor.base import PendingResult, Runner
+from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
+from pagemill.executor.sleeping import Recipe, Resident
 from pagemill.layers.base import BuildContext
-from pagemill.models.base import Model
+from pagemill.models.base import AnyModel, PooledModel
 from pagemill.models.loader import load_model
-from pagemill.models.registry import build_model
 from pagemill.models.weights import weight_slots
 from pagemill.ops.base import Ops
 from pagemill.ops.decode import DecodeOps
@@ -42,7 +45,6 @@ from pagemill.runner.memory import (
     fit_cache,
     largest_batch,
 )
-from pagemill.runner.results import PendingStep
 from pagemill.runner.runner import ModelRunner
 from pagemill.scheduler.batch import Batch
 from pagemill.speculative.select import select_speculator
@@ -61,9 +63,8 @@ _QUANTIZED_BYTES = 1  # at least, per weight
 class LocalExecutor:
     """Implements `Executor` with a runner in this process."""
 
-    def __init__(self, runner: ModelRunner, device: Device, info: EngineInfo) -> None:
-        self._runner: ModelRunner | None = runner
-        self._device = device
+    def __init__(self, resident: Resident, info: EngineInfo) -> None:
+        self._resident = resident
         self._info = info
 
     @property
@@ -71,21 +72,27 @@ class LocalExecutor:
         return self._info
 
     def forward(self, batch: Batch) -> None:
-        assert self._runner is not None, "the executor was shut down"
-        self._runner.forward(batch)
+        runner = self._resident.runner
+        assert runner is not None, "the executor sleeps or was shut down"
+        runner.forward(batch)
 
-    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingStep:
-        assert self._runner is not None, "the executor was shut down"
-        return self._runner.sample(batch, bitmask)
+    def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult:
+        runner = self._resident.runner
+        assert runner is not None, "the executor sleeps or was shut down"
+        return runner.sample(batch, bitmask)
 
     def control(self, method: str, args: list[Any]) -> Any:
-        """Raises PageMillError: there is nothing yet to control."""
-        raise PageMillError(f"this engine has no operation {method!r}")
+        """`sleep` with a level, or `wake_up`. Raises PageMillError for others."""
+        match method, args:
+            case "sleep", [int(level)]:
+                return self._resident.sleep(level)
+            case "wake_up", []:
+                return self._resident.wake_up()
+        raise PageMillError(f"this engine has no operation {method!r} with {len(args)} arguments")
 
     def shutdown(self) -> None:
         """Finish what was submitted and let go of weights and cache."""
-        self._device.close()
-        self._runner = None
+        self._resident.close()
 
 
 def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
@@ -107,12 +114,21 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = _decode_ops(config, context.ops, attention)
-    runner = _build_runner(
-        fitted, model, device, attention, fit.num_blocks, context.ops, decode_ops
-    )
-    if decode_ops is not None:
+    if decode_ops is not None and config.pooling is None:
         report("capturing graphs of decode steps")
-        runner.capture_graphs()
+    recipe = Recipe(
+        load=partial(_reload, config, model_config, context, checkpoint, device),
+        start=partial(
+            _start_runner,
+            fitted,
+            device=device,
+            attention=attention,
+            num_blocks=fit.num_blocks,
+            ops=context.ops,
+            decode_ops=decode_ops,
+        ),
+    )
+    resident = Resident(model, recipe.start(model), device, recipe)
     info = EngineInfo(
         max_model_len=fit.max_model_len,
         num_blocks=fit.num_blocks,
@@ -121,12 +137,46 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=device.info().name,
         dtype=config.dtype,
-        attention=attention.name,
+        attention=attention_name(config, device, attention),
         quantization=config.quantization,
         weight_bytes=num_bytes,
         cache_bytes=fit.num_bytes,
+        pooling=config.pooling,
     )
-    return LocalExecutor(runner, device, info)
+    return LocalExecutor(resident, info)
+
+
+def _reload(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    context: BuildContext,
+    checkpoint: Checkpoint,
+    device: Device,
+) -> AnyModel:
+    """The model again, after its weights were dropped. Raises ModelLoadError."""
+    _check_weights_fit(config, model_config, context, device)
+    return _load(config, model_config, context, checkpoint, _say_nothing)
+
+
+def _say_nothing(phase: str) -> None:
+    """Phases are of a start."""
+
+
+def _start_runner(
+    config: EngineConfig,
+    model: AnyModel,
+    *,
+    device: Device,
+    attention: AttentionBackend,
+    num_blocks: int,
+    ops: Ops,
+    decode_ops: DecodeOps | None,
+) -> Runner:
+    """A runner with its graphs. Raises ModelLoadError when the cache does not fit."""
+    runner = _build_runner(config, model, device, attention, num_blocks, ops, decode_ops)
+    if isinstance(runner, ModelRunner) and decode_ops is not None:
+        runner.capture_graphs()
+    return runner
 
 
 def _with_kernels(config: EngineConfig, device: Device, report: Report) -> EngineConfig:
@@ -167,7 +217,8 @@ def _check_weights_fit(
     config: EngineConfig, model_config: ModelConfig, context: BuildContext, device: Device
 ) -> int:
     """The bytes of the weights in memory, found without allocating them."""
-    meta = build_model(model_config, replace(context, device=torch.device("meta")))
+    meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
+    assert isinstance(meta, torch.nn.Module)
     num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
     itemsize = context.dtype.itemsize if config.quantization == "none" else _QUANTIZED_BYTES
     needed, free = num_weights * itemsize, device.free_memory()
@@ -186,10 +237,11 @@ def _load(
     context: BuildContext,
     checkpoint: Checkpoint,
     report: Report,
-) -> Model:
+) -> AnyModel:
+    build = select_builder(config)
     if config.load_format == "dummy":
         report("making random weights")
-        return load_model(model_config, context, None, seed=config.seed)
+        return load_model(model_config, context, None, seed=config.seed, build=build)
     percent = -1
 
     def progress(done: int, total: int) -> None:
@@ -199,12 +251,13 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    return load_model(model_config, context, iterate_weights(checkpoint, progress=progress))
+    weights = iterate_weights(checkpoint, progress=progress)
+    return load_model(model_config, context, weights, build=build)
 
 
 def _fit_memory(
     config: EngineConfig,
-    model: Model,
+    model: AnyModel,
     device: Device,
     attention: AttentionBackend,
     ops: Ops,
@@ -225,13 +278,13 @@ def _fit_memory(
 
 def _build_runner(
     config: EngineConfig,
-    model: Model,
+    model: AnyModel,
     device: Device,
     attention: AttentionBackend,
     num_blocks: int,
     ops: Ops,
     decode_ops: DecodeOps | None = None,
-) -> ModelRunner:
+) -> Runner:
     cache = allocate_cache(
         device,
         model.kv_cache_specs(),
@@ -239,6 +292,8 @@ def _build_runner(
         config.block_size,
         _DTYPES[config.dtype],
     )
+    if isinstance(model, PooledModel):
+        return build_pooling_runner(config, model, device, attention, cache)
     speculator = select_speculator(config)
     sampling_ops = ops if isinstance(ops, SamplingOps) else None
     return ModelRunner(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 from pagemill.engine.messages import EngineInfo, EngineStats, EngineStatus
-from pagemill.frontend.outputs import ChoiceUpdate, Prompt
-from pagemill.params import SamplingParams
+from pagemill.frontend.mailbox import Tap
+from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.params import PoolingParams, SamplingParams
 
 
 class EngineClient(Protocol):
@@ -35,12 +36,30 @@ class EngineClient(Protocol):
         priority: int = 0,
         cache_salt: str | None = None,
         lora: str | None = None,
+        tap: Tap | None = None,
     ) -> AsyncGenerator[ChoiceUpdate, None]:
         """All `params.n` choices of one prompt, merged. Closing the generator aborts them.
+
+        A `tap`, for one choice only, is offered each update while the caller waits for the next,
+        and those that it takes are not yielded.
 
         Raises RequestError (bad for this model), OverloadedError (queue full) or
         EngineDeadError before the first update; an engine that dies later ends every choice with
         finish_reason "error".
+        """
+        ...
+
+    async def pool(
+        self,
+        prompts: Sequence[Prompt],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+    ) -> list[PooledOutput]:
+        """The vectors of all prompts, in their order; cancelling the call aborts them.
+
+        Raises as `generate` does, and PageMillError when the engine fails one of them.
         """
         ...
 
@@ -75,6 +94,27 @@ class Renderer(Protocol):
         ...
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> Prompt: ...
+
+    async def encode_texts(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        keep: int | None = None,
+        add_special_tokens: bool = True,
+        param: str = "input",
+    ) -> list[Prompt]:
+        """Texts, or pairs of them, for pooling; `keep` cuts each to so many tokens.
+
+        Special tokens stay, and of a pair the longer text is cut. Raises InvalidParams.
+        """
+        ...
+
+    async def encode_infill(self, prefix: str, suffix: str) -> Prompt:
+        """A prompt whose completion belongs between the two. Raises InvalidParams.
+
+        Only for models that have learned it, which their vocabulary shows.
+        """
+        ...
 
     def check_token_ids(self, token_ids: list[int], param: str = "prompt") -> Prompt:
         """Refuse ids outside the vocabulary. Raises InvalidParams."""

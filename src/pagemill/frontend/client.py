@@ -6,14 +6,16 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.channel import ClientChannel, EngineAddress
 from pagemill.engine.messages import (
+    AbortClient,
     AbortRequests,
+    AddRequest,
     Control,
     ControlResult,
     EngineInfo,
@@ -23,19 +25,28 @@ from pagemill.engine.messages import (
     StepOutputs,
 )
 from pagemill.errors import EngineDeadError, InvalidParams, PageMillError
-from pagemill.frontend.mailbox import Mailbox
+from pagemill.frontend.board import Board, LoneBoard
+from pagemill.frontend.grammar_checks import GrammarChecks
+from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
-from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.frontend.pooling import (
+    PoolingProcessor,
+    pooling_request,
+    read_output,
+    resolve_pooling_params,
+)
 from pagemill.frontend.queue_limit import QueueLimit
 from pagemill.frontend.submission import PromptHasher, engine_requests
 from pagemill.frontend.tokenizer import Tokenizer
 from pagemill.frontend.validate import RequestValidator
-from pagemill.params import SamplingParams
+from pagemill.params import PoolingParams, SamplingParams
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.25
+POOLED_AT_ONCE = 512  # prompts of one call for vectors that the engine holds: a few full steps
 DRAIN_SECONDS = 0.1  # for the last messages of an engine that has ended
 
 
@@ -54,8 +65,9 @@ class EngineHandle(Protocol):
 class _OpenChoice:
     """One engine request that has not ended: who reads it and what turns tokens into text."""
 
-    processor: OutputProcessor
+    processor: OutputProcessor | PoolingProcessor
     mailbox: Mailbox
+    num_waiting: int = 0  # tokens of the prompt until the first one comes; 0: not counted
 
 
 class ZmqEngineClient:
@@ -72,6 +84,7 @@ class ZmqEngineClient:
         *,
         client_id: int = 0,
         monitor: EngineMonitor | None = None,
+        board: Board | None = None,
     ) -> None:
         self._engine = engine
         self._validator: RequestValidator | None = None
@@ -79,7 +92,13 @@ class ZmqEngineClient:
         self._client_id = client_id
         self._monitor = monitor or EngineMonitor()
         self._hasher = PromptHasher(config)
-        self._limit = QueueLimit(config.max_num_queued_reqs)
+        self._board = board or LoneBoard()
+        self._limit = QueueLimit(
+            config.max_num_queued_reqs,
+            max_tokens=config.max_num_queued_tokens,
+            board=self._board,
+        )
+        self._grammars = GrammarChecks()
         self._choices: dict[str, _OpenChoice] = {}  # by engine request id
         self._requests: dict[str, list[str]] = {}  # request id -> engine request ids
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -114,6 +133,7 @@ class ZmqEngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail("the server is shutting down")
+        self._grammars.close()
         await asyncio.to_thread(self._engine.stop)
         if self._channel is not None:
             self._channel.close()
@@ -140,6 +160,7 @@ class ZmqEngineClient:
         priority: int = 0,
         cache_salt: str | None = None,
         lora: str | None = None,
+        tap: Tap | None = None,
     ) -> AsyncGenerator[ChoiceUpdate, None]:
         """See `EngineClient.generate`."""
         params = self._resolve(prompt, params)
@@ -148,13 +169,16 @@ class ZmqEngineClient:
                 yield ChoiceUpdate(index, finish_reason="length")
             return
         arrival_time = time.monotonic()
+        if params.structured_outputs is not None:
+            await self._grammars.check(params.structured_outputs)
         hashes = await self._hasher.hash(prompt.token_ids, self.info.block_size, cache_salt, lora)
         additions = engine_requests(request_id, self._client_id, prompt, hashes, params)
         for addition in additions:
             addition.lora, addition.priority = lora, priority
             addition.arrival_time = arrival_time
-        mailbox = Mailbox()
-        self._open(request_id, params, [a.request_id for a in additions], mailbox)
+        mailbox = Mailbox(tap)
+        engine_ids = [a.request_id for a in additions]
+        self._open(request_id, params, engine_ids, mailbox, len(prompt.token_ids))
         try:
             for addition in additions:
                 self._send(addition)
@@ -166,6 +190,60 @@ class ZmqEngineClient:
         finally:
             self._close_request(request_id)
 
+    async def pool(
+        self,
+        prompts: Sequence[Prompt],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+    ) -> list[PooledOutput]:
+        """See `EngineClient.pool`. Only some of many prompts are with the engine at any time."""
+        info, validator = self.info, self._need_validator()
+        waiting: list[tuple[int, AddRequest]] = []
+        for index, prompt in enumerate(prompts):
+            validator.check_prompt(prompt)
+            own = resolve_pooling_params(prompt, params, info)
+            hashes = await self._hasher.hash(prompt.token_ids, info.block_size, None, None)
+            name = f"{request_id}-{index}"
+            addition = pooling_request(name, self._client_id, prompt, hashes, own)
+            addition.priority = priority
+            waiting.append((index, addition))
+        self._reserve(
+            request_id, [a.request_id for _, a in waiting], min(len(waiting), POOLED_AT_ONCE)
+        )
+        try:
+            updates = await self._run_some_at_once(waiting)
+        finally:
+            self._close_request(request_id)
+        if self._monitor.failed:
+            raise EngineDeadError(self.status.detail)
+        return [
+            read_output(updates[index], params, len(prompt.token_ids))
+            for index, prompt in enumerate(prompts)
+        ]
+
+    async def _run_some_at_once(
+        self, waiting: list[tuple[int, AddRequest]]
+    ) -> dict[int, ChoiceUpdate]:
+        """Each request's update by its index."""
+        mailbox, following = Mailbox(), iter(waiting)
+
+        def start(index: int, addition: AddRequest) -> None:
+            self._choices[addition.request_id] = _OpenChoice(PoolingProcessor(index), mailbox)
+            self._board.set_choices(len(self._choices))
+            self._send(addition)
+
+        for index, addition in itertools.islice(following, POOLED_AT_ONCE):
+            start(index, addition)
+        updates: dict[int, ChoiceUpdate] = {}
+        while len(updates) < len(waiting) and not self._monitor.failed:
+            for update in await mailbox.take():
+                updates[update.index] = update
+                for index, addition in itertools.islice(following, 1):
+                    start(index, addition)
+        return updates
+
     async def abort(self, request_ids: list[str]) -> int:
         """See `EngineClient.abort`; the generators end with finish_reason "abort"."""
         found = [i for i in request_ids if i in self._requests]
@@ -173,6 +251,10 @@ class ZmqEngineClient:
         if open_ids:
             self._send(AbortRequests(open_ids))
         return len(found)
+
+    def abort_client(self, client_id: int) -> None:
+        """Abort everything of another frontend, which is gone."""
+        self._send(AbortClient(client_id))
 
     async def control(self, method: str, *args: Any) -> Any:
         """See `EngineClient.control`."""
@@ -187,27 +269,50 @@ class ZmqEngineClient:
 
     def _resolve(self, prompt: Prompt, params: SamplingParams) -> SamplingParams:
         info = self.info
+        return self._need_validator().resolve(prompt, params, info.max_model_len)
+
+    def _need_validator(self) -> RequestValidator:
         if self._validator is None:
             raise EngineDeadError("the tokenizer is still loading")
-        return self._validator.resolve(prompt, params, info.max_model_len)
+        return self._validator
 
     def _open(
-        self, request_id: str, params: SamplingParams, engine_ids: list[str], mailbox: Mailbox
+        self,
+        request_id: str,
+        params: SamplingParams,
+        engine_ids: list[str],
+        mailbox: Mailbox,
+        num_tokens: int,
     ) -> None:
         """Register the choices. Raises before anything is registered."""
-        self._limit.check(params.n, len(self._choices), self.info.max_num_seqs)
-        if request_id in self._requests:
-            raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
-        self._requests[request_id] = engine_ids
+        self._reserve(request_id, engine_ids, params.n, params.n * num_tokens)
         for index, engine_id in enumerate(engine_ids):
             processor = OutputProcessor(index, params, self._tokenizer)
-            self._choices[engine_id] = _OpenChoice(processor, mailbox)
+            self._choices[engine_id] = _OpenChoice(processor, mailbox, num_tokens)
+        self._board.set_choices(len(self._choices))
+
+    def _reserve(
+        self, request_id: str, engine_ids: list[str], num_at_once: int, num_tokens: int = 0
+    ) -> None:
+        """Take the ids, if there is room. Raises OverloadedError and InvalidParams."""
+        if request_id in self._requests:
+            raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
+        num_open = len(self._choices) + self._board.choices_elsewhere()
+        self._limit.check(num_at_once, num_open, self.info.max_num_seqs)
+        self._limit.queue(num_tokens)
+        self._requests[request_id] = engine_ids
 
     def _close_request(self, request_id: str) -> None:
         """Forget the request, and abort whatever of it still runs."""
         engine_ids = self._requests.pop(request_id)
-        running = [i for i in engine_ids if self._choices.pop(i, None) is not None]
+        running = []
+        for engine_id in engine_ids:
+            choice = self._choices.pop(engine_id, None)
+            if choice is not None:
+                self._limit.started(choice.num_waiting)
+                running.append(engine_id)
         if running:
+            self._board.set_choices(len(self._choices))
             self._send(AbortRequests(running))
 
     def _send(self, message: Any) -> None:
@@ -237,12 +342,16 @@ class ZmqEngineClient:
             choice = self._choices.get(delta.request_id)
             if choice is None:
                 continue
+            if choice.num_waiting:
+                self._limit.started(choice.num_waiting)
+                choice.num_waiting = 0
             update = choice.processor.process(delta)
             if update is not None:
                 choice.mailbox.put(update)
             if choice.processor.finished:
                 del self._choices[delta.request_id]
                 self._limit.finished()
+                self._board.set_choices(len(self._choices))
                 if choice.processor.stopped_early:
                     stopped.append(delta.request_id)
         if stopped:
@@ -272,6 +381,8 @@ class ZmqEngineClient:
             self._monitor.fail(detail)
         self._settled.set()
         choices, self._choices = self._choices, {}
+        self._board.set_choices(0)
+        self._board.set_queued_tokens(0)
         for choice in choices.values():
             update = choice.processor.fail(detail)
             if update is not None:

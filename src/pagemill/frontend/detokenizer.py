@@ -39,7 +39,10 @@ class ByteDetokenizer:
 
     def add(self, token_ids: Sequence[int]) -> str:
         table = self._table
-        data = self._pending + b"".join([table[token_id] for token_id in token_ids])
+        if len(token_ids) == 1:
+            data = self._pending + table[token_ids[0]]
+        else:
+            data = self._pending + b"".join([table[token_id] for token_id in token_ids])
         text, consumed = codecs.utf_8_decode(data, "replace", False)
         self._pending = data[consumed:]
         return text

@@ -11,11 +11,12 @@ from pagemill.engine.messages import AddRequest, EngineInfo, LogprobsChunk, Requ
 from pagemill.errors import PageMillError
 from pagemill.frontend.mailbox import merge_update
 from pagemill.frontend.output_processor import OutputProcessor
-from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.frontend.pooling import PoolingCollector, pooling_request, resolve_pooling_params
 from pagemill.frontend.submission import PromptHasher, engine_requests
 from pagemill.frontend.tokenizer import Tokenizer
 from pagemill.frontend.validate import RequestValidator
-from pagemill.params import SamplingParams
+from pagemill.params import PoolingParams, SamplingParams
 
 
 class LocalEngine(Protocol):
@@ -61,6 +62,7 @@ class LocalClient:
         was last called. Raises RequestError before anything runs, PageMillError when the engine
         fails a request; then, and at Ctrl-C, the rest is aborted.
         """
+        _check_grammars(params)
         max_model_len = self._engine.info.max_model_len
         resolved = [
             self._validator.resolve(prompt, own, max_model_len)
@@ -68,7 +70,7 @@ class LocalClient:
         ]
         run_id = next(self._run_ids)
         collectors: list[list[Collector]] = []
-        waiting: dict[str, Collector] = {}
+        waiting: dict[str, FinishingCollector] = {}
         try:
             for number, (prompt, own) in enumerate(zip(prompts, resolved, strict=True)):
                 added = self._add(f"{run_id}-{number}", prompt, own)
@@ -78,6 +80,32 @@ class LocalClient:
         finally:
             self._abort(list(waiting))
         return [[collector.result() for collector in own] for own in collectors]
+
+    def pool(
+        self,
+        prompts: Sequence[Prompt],
+        params: PoolingParams,
+        on_finished: Callable[[int, int], None],
+    ) -> list[PooledOutput]:
+        """The vectors of each prompt, in order; otherwise as `run`."""
+        info, run_id = self._engine.info, next(self._run_ids)
+        for prompt in prompts:
+            self._validator.check_prompt(prompt)
+        resolved = [resolve_pooling_params(prompt, params, info) for prompt in prompts]
+        collectors: list[PoolingCollector] = []
+        waiting: dict[str, FinishingCollector] = {}
+        try:
+            for number, (prompt, own) in enumerate(zip(prompts, resolved, strict=True)):
+                hashes = self._hasher.hash_now(prompt.token_ids, info.block_size)
+                request = pooling_request(f"{run_id}-{number}", 0, prompt, hashes, own)
+                collector = PoolingCollector(own, len(prompt.token_ids))
+                collectors.append(collector)
+                waiting[request.request_id] = collector
+                self._engine.add_request(request)
+            self._drive(waiting, on_finished)
+        finally:
+            self._abort(list(waiting))
+        return [collector.result() for collector in collectors]
 
     def _add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> dict[str, Collector]:
         hashes = self._hasher.hash_now(prompt.token_ids, self._engine.info.block_size)
@@ -91,7 +119,7 @@ class LocalClient:
         return added
 
     def _drive(
-        self, waiting: dict[str, Collector], on_finished: Callable[[int, int], None]
+        self, waiting: dict[str, FinishingCollector], on_finished: Callable[[int, int], None]
     ) -> None:
         """Step until nothing is waited for; finished requests leave `waiting`."""
         while waiting:
@@ -119,16 +147,20 @@ class LocalClient:
             self._engine.step()
 
 
-class Collector(Protocol):
+class FinishingCollector(Protocol):
     """Gathers what one engine request produces."""
 
     num_tokens: int
 
-    def __init__(self, processor: OutputProcessor) -> None: ...
-
     def add(self, delta: RequestDelta) -> bool:
-        """Take a delta; True when the choice is complete."""
+        """Take a delta; True when all is there."""
         ...
+
+
+class Collector(FinishingCollector, Protocol):
+    """That of a choice of text."""
+
+    def __init__(self, processor: OutputProcessor) -> None: ...
 
     def result(self) -> ChoiceUpdate: ...
 
@@ -190,6 +222,15 @@ class StreamedCollector:
 
     def result(self) -> ChoiceUpdate:
         return self._update
+
+
+def _check_grammars(params: Sequence[SamplingParams]) -> None:
+    """Refuse grammars that cannot be enforced. Raises GrammarError."""
+    for own in params:
+        if own.structured_outputs is not None:
+            from pagemill.grammar.source import check_grammar
+
+            check_grammar(own.structured_outputs)
 
 
 def _joined(chunks: list[LogprobsChunk]) -> LogprobsChunk | None:

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from pagemill.frontend.outputs import ChoiceUpdate
+
+Tap = Callable[[ChoiceUpdate], bool]
 
 
 class Mailbox:
     """Between the engine's outputs and one request's reader, on one event loop.
 
-    Holds at most one update for each choice, so its memory is bounded by the output itself.
+    Holds at most one update for each choice, so its memory is bounded by the output itself. While
+    the reader waits, having dealt with all that came before, a `tap` is offered each update first
+    and takes it by returning True; the reader then never sees it.
     """
 
-    __slots__ = ("_updates", "_waiter")
+    __slots__ = ("_tap", "_updates", "_waiter")
 
-    def __init__(self) -> None:
+    def __init__(self, tap: Tap | None = None) -> None:
         self._updates: dict[int, ChoiceUpdate] = {}
         self._waiter: asyncio.Future[None] | None = None
+        self._tap = tap
 
     def put(self, update: ChoiceUpdate) -> None:
+        reader = self._waiter
+        if reader is not None and not reader.done() and self._tap is not None and self._tap(update):
+            return
         waiting = self._updates.get(update.index)
         if waiting is None:
             self._updates[update.index] = update
         else:
             merge_update(waiting, update)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
     async def take(self) -> list[ChoiceUpdate]:
         """All updates since the last call, one for each choice; waits for the first."""

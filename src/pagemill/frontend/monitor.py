@@ -55,6 +55,8 @@ class EngineMonitor:
     @property
     def status(self) -> EngineStatus:
         silence = self._clock() - self._last_sign
+        if self.stats.sleep_level:  # going to sleep and waking up take their time
+            return self._status
         if self._status.state == "ready" and silence > self._stuck_seconds:
             return EngineStatus(
                 "failed", detail=f"engine loop stuck: no sign of life for {silence:.0f} seconds"

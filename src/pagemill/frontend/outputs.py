@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pagemill.engine.messages import FinishReason
 
 
@@ -32,6 +35,8 @@ class Prompt:
 
     token_ids: list[int]
     text: str | None = None
+    is_checked: bool = False  # the ids are known to be in the vocabulary
+    second_text: int = 0  # of a pair of texts: where the second begins
 
 
 @dataclass(slots=True)
@@ -56,3 +61,13 @@ class ChoiceUpdate:
     error: str | None = None
     scheduled_time: float | None = None  # monotonic seconds of the first step with this choice
     num_preemptions: int = 0
+    pooled: bytes = b""  # float32, of a request for vectors: all of them, on its only update
+
+
+@dataclass(slots=True)
+class PooledOutput:
+    """The answer to a request for vectors."""
+
+    values: NDArray[np.float32]  # [width], or [num_tokens, width] when every token has one
+    num_cached_tokens: int = 0
+    scheduled_time: float | None = None  # monotonic seconds of the first step with this prompt

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pagemill.errors import InvalidParams
 from pagemill.frontend.chat_messages import normalise_messages
+from pagemill.frontend.infill import Infill
 from pagemill.frontend.outputs import Prompt
+from pagemill.frontend.pair_encoding import checked_keep, prompt_of
 from pagemill.frontend.tokenizer import Tokenizer
 from pagemill.frontend.validate import check_prompt_ids
 
@@ -47,6 +50,7 @@ class ModelRenderer:
         self._tokenizer = tokenizer
         self._template = template
         self._developer_role = developer_role
+        self._infill = Infill(tokenizer)
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="render")
 
     async def render_chat(
@@ -110,12 +114,54 @@ class ModelRenderer:
     ) -> Prompt:
         """The same, on the calling thread."""
         token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, param=param)
-        return Prompt(token_ids, text)
+        return Prompt(token_ids, text, max(token_ids, default=self.vocab_size) < self.vocab_size)
+
+    async def encode_texts(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        keep: int | None = None,
+        add_special_tokens: bool = True,
+        param: str = "input",
+    ) -> list[Prompt]:
+        """See `Renderer.encode_texts`."""
+        size = sum(map(_size, itertools.islice(texts, _SHORT_TEXT)))
+        return await self._run(
+            lambda: self.encode_texts_now(
+                texts, keep=keep, add_special_tokens=add_special_tokens, param=param
+            ),
+            short=size < _SHORT_TEXT,
+        )
+
+    def encode_texts_now(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        keep: int | None = None,
+        add_special_tokens: bool = True,
+        param: str = "input",
+    ) -> list[Prompt]:
+        """The same, on the calling thread."""
+        keep = checked_keep(keep, self.max_model_len)
+        encodings = self._tokenizer.encode_texts(
+            texts, add_special_tokens=add_special_tokens, param=param
+        )
+        return [
+            prompt_of(encoding, text if isinstance(text, str) else None, keep, self.vocab_size)
+            for encoding, text in zip(encodings, texts, strict=True)
+        ]
+
+    async def encode_infill(self, prefix: str, suffix: str) -> Prompt:
+        """See `Renderer.encode_infill`."""
+        return await self._run(
+            lambda: Prompt(self._infill.encode(prefix, suffix)),
+            short=len(prefix) + len(suffix) < _SHORT_TEXT,
+        )
 
     def check_token_ids(self, token_ids: list[int], param: str = "prompt") -> Prompt:
         """See `Renderer.check_token_ids`."""
         check_prompt_ids(token_ids, self.vocab_size, param)
-        return Prompt(token_ids)
+        return Prompt(token_ids, is_checked=True)
 
     async def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         """See `Renderer.decode`."""
@@ -136,3 +182,7 @@ class ModelRenderer:
         if short:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _size(text: str | tuple[str, str]) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])

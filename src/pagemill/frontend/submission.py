@@ -55,13 +55,17 @@ def engine_requests(
 ) -> list[AddRequest]:
     """One engine request, `<request_id>-<choice>`, for each of the `params.n` choices.
 
+    Frontends beyond the first put their number and a tilde, which no id has, in front: clients
+    choose ids, and two frontends may be given the same one.
+
     With a seed, choice `i` gets `seed + i`. A prompt-only request (`max_tokens` 0) still samples
     one token, because the engine answers with tokens; the output processor drops it.
     """
     token_ids = np.asarray(prompt.token_ids, "<i4").tobytes()
+    stem = f"{client_id}~{request_id}" if client_id else request_id
     return [
         AddRequest(
-            request_id=f"{request_id}-{index}",
+            request_id=f"{stem}-{index}",
             client_id=client_id,
             token_ids=token_ids,
             block_hashes=hashes,

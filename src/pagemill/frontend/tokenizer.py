@@ -9,6 +9,9 @@ from pagemill.errors import InvalidParams
 from pagemill.frontend.token_bytes import TokenBytes, token_bytes_reader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
 
@@ -36,6 +39,15 @@ class Tokenizer:
         # The batch call is the one that lets go of the interpreter lock.
         encoding = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         return encoding.ids
+
+    def encode_texts(
+        self, texts: Sequence[str | tuple[str, str]], *, add_special_tokens: bool, param: str
+    ) -> list[Encoding]:
+        """Texts and pairs, all at once. Raises InvalidParams as `encode` does."""
+        for text in texts:
+            for part in (text,) if isinstance(text, str) else text:
+                check_text(part, param)
+        return self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)

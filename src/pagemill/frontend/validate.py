@@ -34,10 +34,10 @@ class RequestValidator:
     def resolve(self, prompt: Prompt, params: SamplingParams, max_model_len: int) -> SamplingParams:
         """The parameters as the engine takes them; `params` stays as it is.
 
-        `max_tokens` becomes a number, at most what the context leaves after the prompt. Raises
-        InvalidParams, ContextTooLong or GrammarError.
+        `max_tokens` becomes a number, at most what the context leaves after the prompt. Grammars
+        are checked elsewhere: they can take long. Raises InvalidParams or ContextTooLong.
         """
-        check_prompt_ids(prompt.token_ids, self._vocab_size)
+        self.check_prompt(prompt)
         self._check_vocabulary(params)
         self._check_logprobs(params)
         self._check_text(params)
@@ -49,6 +49,11 @@ class RequestValidator:
             logprobs=self._number_of_logprobs(params.logprobs),
             prompt_logprobs=self._number_of_logprobs(params.prompt_logprobs),
         )
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse ids outside the vocabulary. Raises InvalidParams."""
+        if not prompt.is_checked:
+            check_prompt_ids(prompt.token_ids, self._vocab_size)
 
     def _number_of_logprobs(self, asked: int | None) -> int | None:
         """-1 asks for the whole vocabulary."""
@@ -78,10 +83,6 @@ class RequestValidator:
             check_text(stop, "stop")
         if params.stop_strings and self._tokenizer is None:
             raise InvalidParams("stop strings need a tokenizer, which was not loaded", param="stop")
-        if params.structured_outputs is not None:
-            from pagemill.grammar.source import check_grammar
-
-            check_grammar(params.structured_outputs)
 
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """Each word's tokens at the start of a text and after a space, where these differ."""

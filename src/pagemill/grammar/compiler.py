@@ -30,27 +30,36 @@ class GrammarCompiler:
         self._vocabulary: Vocabulary | None = None
         self._tokenizer: LLTokenizer | None = None
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the cache
+        self._building = threading.Lock()  # of vocabulary and tokenizer
 
     @property
     def vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
-            self._vocabulary = self._read_vocabulary()
-        return self._vocabulary
+        with self._building:
+            if self._vocabulary is None:
+                self._vocabulary = self._read_vocabulary()
+            return self._vocabulary
 
     def compile(self, spec: StructuredOutputs) -> LLMatcher:
         """A fresh matcher at the start of the grammar. Raises GrammarError with the reason."""
+        grammar = to_grammar(spec, self.vocabulary.special_tokens)
+        matcher = self._look_up(grammar)
+        if matcher is None:
+            matcher = self._build(grammar)
+            self._remember(grammar, matcher)
+        return matcher.deep_copy()
+
+    def _look_up(self, grammar: str) -> LLMatcher | None:
         with self._lock:
-            grammar = to_grammar(spec, self.vocabulary.special_tokens)
-            matcher = self._cache.get(grammar)
-            if matcher is None:
-                matcher = self._build(grammar)
-                self._cache[grammar] = matcher
-                if len(self._cache) > CACHE_ENTRIES:
-                    self._cache.popitem(last=False)
-            else:
+            if grammar in self._cache:
                 self._cache.move_to_end(grammar)
-            return matcher.deep_copy()
+            return self._cache.get(grammar)
+
+    def _remember(self, grammar: str, matcher: LLMatcher) -> None:
+        with self._lock:
+            self._cache[grammar] = matcher
+            if len(self._cache) > CACHE_ENTRIES:
+                self._cache.popitem(last=False)
 
     def _build(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher
@@ -66,13 +75,15 @@ class GrammarCompiler:
     def _get_tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(
-                self.vocabulary.tokenizer_json,
-                n_vocab=self.vocabulary.size,
-                eos_token=list(self.vocabulary.eos_token_ids) or None,
-            )
-        return self._tokenizer
+        vocabulary = self.vocabulary
+        with self._building:
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer(
+                    vocabulary.tokenizer_json,
+                    n_vocab=vocabulary.size,
+                    eos_token=list(vocabulary.eos_token_ids) or None,
+                )
+            return self._tokenizer
 
 
 def _limits() -> LLParserLimits:
@@ -84,5 +95,6 @@ def _limits() -> LLParserLimits:
         step_lexer_fuel=500_000,
         max_lexer_states=100_000,
         max_grammar_size=500_000,
+        max_items_in_row=20_000,
         verbose_errors=False,
     )

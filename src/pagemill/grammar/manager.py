@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 
+_MASK_THREADS = 1  # besides the one that asks
+
+
 class GrammarState:
     """The matcher of one request. It has consumed exactly the tokens that the host has seen."""
 
@@ -52,13 +55,12 @@ class HasMatcher(Protocol):
 
 
 class GrammarManager:
-    """Compiles on threads of its own, so that a hard grammar delays only its own request."""
+    """Compiles on threads of its own, so that a hard grammar delays neither steps nor others."""
 
-    def __init__(self, compiler: GrammarCompiler, num_threads: int = 1) -> None:
+    def __init__(self, compiler: GrammarCompiler, num_threads: int = 2) -> None:
         self._compiler = compiler
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
         self._masks: LLExecutor | None = None
-        self._num_threads = num_threads
 
     def start(self, spec: StructuredOutputs) -> GrammarState:
         """Begin compiling; the state becomes `ready` later."""
@@ -81,5 +83,5 @@ class GrammarManager:
         from llguidance import LLExecutor
 
         if self._masks is None:
-            self._masks = LLExecutor(self._num_threads)
+            self._masks = LLExecutor(_MASK_THREADS)
         return self._masks

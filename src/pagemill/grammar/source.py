@@ -7,6 +7,7 @@ the frontend refuses a bad schema before the engine hears of it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,10 @@ MAX_DEPTH = 64
 MAX_NODES = 200_000
 MAX_CHOICES = 20_000
 MAX_PROPERTIES = 2_000
+MAX_RULES = 1_000  # the compiler recurses along chains of rules: some thousands end the process
 
 _PARAM = "structured_outputs"
+_RULE_HEAD = re.compile(r"[\w\]}]\s*:")  # finds some that are none, but none too few
 
 # Bounded, so that a model that likes blanks cannot fill its whole answer with them.
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
@@ -173,7 +176,8 @@ def _from_choice(choices: list[str]) -> str:
         raise GrammarError("every choice must be a text that is not empty", _PARAM)
     if sum(map(len, choices)) > MAX_SOURCE_BYTES:
         raise GrammarError(f"the choices are longer than {MAX_SOURCE_BYTES} bytes", _PARAM)
-    return "start: " + " | ".join(json.dumps(choice) for choice in choices)
+    # One terminal rather than rules: the parser would carry every choice along.
+    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(choice) for choice in choices)
 
 
 def _from_lark(grammar: str) -> str:
@@ -183,6 +187,8 @@ def _from_lark(grammar: str) -> str:
         raise GrammarError(
             "grammar must be Lark with a rule 'start:'; this looks like EBNF", _PARAM
         )
+    if len(_RULE_HEAD.findall(grammar)) > MAX_RULES:
+        raise GrammarError(f"the grammar has more than {MAX_RULES} rules", _PARAM)
     return grammar
 
 

@@ -1,10 +1,13 @@
-"""Gated activations by the name that checkpoints give them."""
+"""Activations by the name that checkpoints give them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pagemill.errors import ModelLoadError
 from pagemill.ops.base import Ops
@@ -20,3 +23,19 @@ def gated_activation(name: str, ops: Ops) -> Gate:
             f"activation {name!r} is not supported; supported are {', '.join(gates)}"
         )
     return gates[name]
+
+
+def activation(name: str) -> Gate:
+    """[T, I] -> [T, I], not gated. Raises ModelLoadError."""
+    tanh = partial(F.gelu, approximate="tanh")
+    known: dict[str, Gate] = {
+        "gelu": F.gelu,
+        "gelu_new": tanh,
+        "gelu_pytorch_tanh": tanh,
+        "relu": torch.relu,
+    }
+    if name not in known:
+        raise ModelLoadError(
+            f"activation {name!r} is not supported; supported are {', '.join(known)}"
+        )
+    return known[name]

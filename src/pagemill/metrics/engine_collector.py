@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
-from pagemill.engine.messages import EngineInfo, EngineStats, EngineStatus
+from pagemill.engine.messages import STEP_SIZES, EngineInfo, EngineStats, EngineStatus
 
 _GAUGES = (
     ("num_requests_running", "num_running", "Requests in the running batch."),
@@ -19,6 +25,7 @@ _COUNTERS = (
     ("num_preemptions", "num_preemptions", "Requests preempted by the scheduler."),
     ("prefix_cache_queries", "prefix_cache_queries", "Tokens looked up in the prefix cache."),
     ("prefix_cache_hits", "prefix_cache_hits", "Tokens found in the prefix cache."),
+    ("spec_decode_num_drafts", "num_drafts", "How often tokens were drafted for a request."),
     ("spec_decode_num_draft_tokens", "num_draft_tokens", "Drafted tokens."),
     ("spec_decode_num_accepted_tokens", "num_accepted_tokens", "Drafted tokens accepted."),
     ("engine_steps", "num_steps", "Steps of the engine's loop."),
@@ -71,8 +78,42 @@ class EngineCollector(Collector):
             counter = CounterMetricFamily(f"vllm:{name}", text, labels=self._names)
             counter.add_metric(self._values, float(getattr(stats, attribute)))
             yield counter
+        yield self._waiting_by_reason(stats)
+        yield self._accepted_by_position(stats)
+        yield self._step_sizes(stats)
         if self._source.status.state == "ready":
             yield self._info(self._source.info)
+
+    def _waiting_by_reason(self, stats: EngineStats) -> Metric:
+        gauge = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests waiting for room (capacity), or for their grammar (deferred).",
+            labels=[*self._names, "reason"],
+        )
+        capacity = stats.num_waiting - stats.num_deferred
+        for reason, number in (("capacity", capacity), ("deferred", stats.num_deferred)):
+            gauge.add_metric([*self._values, reason], float(number))
+        return gauge
+
+    def _accepted_by_position(self, stats: EngineStats) -> Metric:
+        counter = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Drafted tokens accepted, by their place in the draft.",
+            labels=[*self._names, "position"],
+        )
+        for position, number in enumerate(stats.accepted_by_position):
+            counter.add_metric([*self._values, str(position)], float(number))
+        return counter
+
+    def _step_sizes(self, stats: EngineStats) -> Metric:
+        histogram = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Tokens computed in a step.", labels=self._names
+        )
+        counts = stats.step_sizes or [0] * (len(STEP_SIZES) + 1)
+        bounds = [*(f"{size:.1f}" for size in STEP_SIZES), "+Inf"]
+        buckets = list(zip(bounds, itertools.accumulate(counts), strict=True))
+        histogram.add_metric(self._values, buckets, sum_value=float(stats.tokens_computed))
+        return histogram
 
     def _info(self, info: EngineInfo) -> Metric:
         names = [*self._names, *_INFO_FIELDS]

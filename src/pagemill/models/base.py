@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,17 +20,13 @@ class KVCacheSpec:
     sliding_window: int = 0
 
 
-class Model(Protocol):
-    """A decoder. Files in `models/` implement it; `registry.py` finds them by architecture."""
+class RunnableModel(Protocol):
+    """What generation and pooling share."""
 
     vocab_size: int
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states after the final norm, [num_tokens, hidden]."""
-        ...
-
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> logits [rows, vocab], in the model's type or float32."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -40,6 +36,32 @@ class Model(Protocol):
         """
         ...
 
+    def finish_loading(self) -> None:
+        """Every slot is filled: let the layers pack what they hold."""
+        ...
+
     def attention_layers(self) -> list[AttentionSpec]: ...
 
-    def kv_cache_specs(self) -> list[KVCacheSpec]: ...
+    def kv_cache_specs(self) -> list[KVCacheSpec]:
+        """Empty for a model that keeps nothing between steps."""
+        ...
+
+
+@runtime_checkable
+class PooledModel(RunnableModel, Protocol):
+    """A model that answers with vectors."""
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """[n, hidden] -> [n, labels], before any activation; an embedder returns its input."""
+        ...
+
+
+class Model(RunnableModel, Protocol):
+    """A decoder. Files in `models/` implement it; `registry.py` finds them by architecture."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> logits [rows, vocab], in the model's type or float32."""
+        ...
+
+
+AnyModel = Model | PooledModel

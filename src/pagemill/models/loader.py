@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagemill.config.model import ModelConfig
 from pagemill.errors import ModelLoadError
 from pagemill.layers.base import BuildContext
-from pagemill.models.base import Model
+from pagemill.models.base import AnyModel
 from pagemill.models.registry import build_model
 from pagemill.models.weights import fill_dummy
+
+Builder = Callable[[ModelConfig, BuildContext], AnyModel]
 
 
 def load_model(
@@ -21,7 +23,8 @@ def load_model(
     weights: Iterable[tuple[str, Tensor]] | None,
     *,
     seed: int = 0,
-) -> Model:
+    build: Builder = build_model,
+) -> AnyModel:
     """The model on `ctx.device`, ready to run; `weights` None: random ones from `seed`.
 
     `config.max_position` sizes the rotary tables, so give it the context length that is served.
@@ -35,7 +38,7 @@ def load_model(
             "use the model's original weights"
         )
     try:
-        return _load(config, ctx, weights, seed)
+        return _load(config, ctx, weights, seed, build)
     except torch.OutOfMemoryError:
         raise ModelLoadError(
             f"the weights do not fit into the memory of {ctx.device}; free some, or take a "
@@ -49,11 +52,14 @@ def _load(
     ctx: BuildContext,
     weights: Iterable[tuple[str, Tensor]] | None,
     seed: int,
-) -> Model:
-    model = build_model(config, ctx)
+    build: Builder,
+) -> AnyModel:
+    model = build(config, ctx)
+    assert isinstance(model, nn.Module)
     if weights is None:
         fill_dummy(model, seed, ctx.dtype, ctx.device)
         model.finish_loading()
     else:
         model.load_weights(weights)
-    return model.eval()
+    model.eval()
+    return model

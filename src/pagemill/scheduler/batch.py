@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pagemill.params import SamplingParams
+from pagemill.params import PoolingParams, SamplingParams
 
 Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
@@ -31,6 +31,7 @@ class Admission:
     num_computed: int
     token_ids: Int32  # [prompt_len + generated before a preemption]
     prompt_len: int
+    pooling: PoolingParams | None = None
 
 
 @dataclass(slots=True)

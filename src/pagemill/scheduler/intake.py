@@ -40,7 +40,8 @@ class Intake:
         """Raises RequestError when the request can never be served."""
         token_ids = _read_tokens(message.token_ids)
         prompt_len = len(token_ids)
-        max_total = self._max_total(prompt_len, message.params)
+        pools = self._check_kind(message)
+        max_total = prompt_len + 1 if pools else self._max_total(prompt_len, message.params)
         params = message.params
         seed = self._random.getrandbits(64) if params.seed is None else params.seed & _SEED_MASK
         by_priority = self.config.scheduling_policy == "priority"
@@ -57,8 +58,23 @@ class Intake:
             blocks=RequestBlocks(hashes=self._hashes(message.block_hashes, prompt_len)),
             deadline=self._deadline(message),
             lora=message.lora,
+            pooling=message.pooling,
             grammar=self._start_grammar(params),
         )
+
+    def _check_kind(self, message: AddRequest) -> bool:
+        """Whether the request pools, as all requests to this engine must or none may."""
+        pools = self.info.pooling is not None
+        if pools != (message.pooling is not None):
+            does = "makes vectors, no text" if pools else "generates text, no vectors"
+            raise InvalidParams(f"this engine {does}")
+        num_tokens = len(message.token_ids) // _TOKEN_BYTES
+        if pools and num_tokens > min(self.info.max_model_len, self.group.num_usable_tokens):
+            raise ContextTooLong(
+                f"the text has {num_tokens} tokens; at most {self.info.max_model_len} fit",
+                param="input",
+            )
+        return pools
 
     def _max_total(self, prompt_len: int, params: SamplingParams) -> int:
         """The length at which a generation ends, at most what context and cache can hold."""

@@ -78,3 +78,16 @@ class PrefillShare:
     def take(self, request: Request, num_query: int) -> None:
         if request is self._long:
             self._left -= num_query
+
+
+class WholePrompts:
+    """A prompt is computed in one step or not at all. Asked last, after what may cut it."""
+
+    def begin_step(self) -> None:
+        pass
+
+    def cap(self, request: Request, num_query: int) -> int:
+        return num_query if num_query == len(request.token_ids) else 0
+
+    def take(self, request: Request, num_query: int) -> None:
+        pass

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagemill.kvcache.manager import RequestBlocks
-from pagemill.params import SamplingParams, StructuredOutputs
+from pagemill.params import PoolingParams, SamplingParams, StructuredOutputs
 
 
 class Status(IntEnum):
@@ -76,6 +76,7 @@ class Request:
     blocks: RequestBlocks = field(default_factory=RequestBlocks)
     deadline: float | None = None  # monotonic seconds
     lora: str | None = None
+    pooling: PoolingParams | None = None
     grammar: GrammarState | None = None
     status: Status = Status.WAITING
     slot: int = -1
@@ -83,5 +84,12 @@ class Request:
     num_uncached: int = 0  # tokens to compute when it was last matched; 0 = never
     num_cached_tokens: int = 0  # found in the prefix cache when it first ran
     num_prompt_logprobs: int = 0  # prompt positions already reported
+    num_pooled: int = 0  # the same for vectors of tokens
     num_preemptions: int = 0
     scheduled_time: float | None = None  # when it first ran
+
+    @property
+    def wants_every_token(self) -> bool:
+        """The whole prompt must be computed, whatever of it is cached."""
+        by_token = self.pooling is not None and self.pooling.by_token
+        return by_token or self.params.prompt_logprobs is not None

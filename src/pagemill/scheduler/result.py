@@ -38,3 +38,5 @@ class StepResult:
     num_tokens: NDArray[np.int32]  # [n]
     logprobs: RowLogprobs | None = None
     prompt_logprobs: dict[int, PromptLogprobs] | None = None  # by row
+    # By row: the vector [width], or those of the row's query tokens [num_query, width].
+    pooled: dict[int, NDArray[np.float32]] | None = None

@@ -33,6 +33,8 @@ class Retirement:
         self._slots = slots
         self._cache = cache
         self._finish = finish
+        self.num_drafts = 0  # counter, rows of steps that had drafts
+        self.accepted_by_position: list[int] = []  # counters
         self.num_draft_tokens = 0  # counter
         self.num_accepted_tokens = 0  # counter
 
@@ -49,6 +51,7 @@ class Retirement:
         _describe_first(step, deltas)
         _add_logprobs(step.requests, result, deltas)
         self._add_prompt_logprobs(step, result, current, deltas)
+        _add_pooled(step, result, current, deltas)
         return list(deltas.values())
 
     def _settle(self, step: ScheduledStep, result: StepResult, rows: Index) -> list[int]:
@@ -64,11 +67,20 @@ class Retirement:
         slots.num_pending[sampling] -= num_drafts + 1
         slots.length[sampling] = after
         if num_drafts.any():
-            self.num_draft_tokens += int(num_drafts.sum())
-            self.num_accepted_tokens += int((num_tokens - 1).sum())
+            self._count_drafts(num_drafts, num_tokens - 1)
         # The last token is not computed yet, so it does not complete a block.
         grown: list[int] = rows[(after - 1) // block_size > (before - 1) // block_size].tolist()
         return grown
+
+    def _count_drafts(self, num_drafts: Int32, num_accepted: Int32) -> None:
+        self.num_drafts += int(np.count_nonzero(num_drafts))
+        self.num_draft_tokens += int(num_drafts.sum())
+        self.num_accepted_tokens += int(num_accepted.sum())
+        longest = int(num_drafts.max())
+        missing = longest - len(self.accepted_by_position)
+        self.accepted_by_position += [0] * missing
+        for position in range(longest):
+            self.accepted_by_position[position] += int((num_accepted > position).sum())
 
     def _settle_preempted(self, step: ScheduledStep, current: Bool) -> list[int]:
         """Rows of requests that lost their slot and wait again: their text is still good."""
@@ -221,6 +233,22 @@ def _add_logprobs(
                 logprobs.ranks[row, :count],
                 top,
             )
+
+
+def _add_pooled(
+    step: ScheduledStep, result: StepResult, current: Bool, deltas: dict[int, RequestDelta]
+) -> None:
+    """Vectors of a request, or of its tokens that were not reported before a preemption."""
+    for row, vectors in (result.pooled or {}).items():
+        request = step.requests[row]
+        if not current[row] and row not in deltas:
+            continue  # it has ended, or computes these tokens again
+        if vectors.ndim > 1:
+            vectors = vectors[max(0, request.num_pooled - int(step.batch.start[row])) :]
+            request.num_pooled += len(vectors)
+        if row not in deltas:
+            deltas[row] = RequestDelta(request.request_id, request.client_id)
+        deltas[row].pooled = np.ascontiguousarray(vectors, "<f4").tobytes()
 
 
 def _prompt_chunk(request: Request, start: int, computed: PromptLogprobs) -> LogprobsChunk | None:

@@ -17,7 +17,7 @@ from pagemill.kvcache.manager import KVCacheManager
 from pagemill.kvcache.spec import CacheGroup
 from pagemill.scheduler.batch import Admission, Int32
 from pagemill.scheduler.intake import Intake
-from pagemill.scheduler.limits import Limit, PrefillShare, SeqBudget, TokenBudget
+from pagemill.scheduler.limits import Limit, PrefillShare, SeqBudget, TokenBudget, WholePrompts
 from pagemill.scheduler.plan import DecodeRows, PrefillRow, ScheduledStep, StepPlan
 from pagemill.scheduler.queue import WaitingQueue
 from pagemill.scheduler.request import Grammar, Request, Status
@@ -75,10 +75,21 @@ class Scheduler:
             PrefillShare(config.prefill_share, self._budget.size, self._is_contended),
             self._budget,
         ]
+        if config.pooling is not None and config.pooling.whole_prompts:
+            self._limits.append(WholePrompts())
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting) + len(self._compiling)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    @property
+    def num_deferred(self) -> int:
+        """Of those that wait: how many cannot start before their grammar is compiled."""
+        return len(self._compiling)
 
     @property
     def has_requests(self) -> bool:
@@ -108,6 +119,10 @@ class Scheduler:
         """End these requests at once; unknown ones are ignored. Returns their last deltas."""
         found = (self._requests.get(request_id) for request_id in request_ids)
         return [self._end(request, "abort") for request in found if request is not None]
+
+    def abort_all(self) -> list[RequestDelta]:
+        """End every request. Returns their last deltas."""
+        return self.abort(list(self._requests))
 
     def end_overdue(self) -> list[RequestDelta]:
         """End the requests whose time is up. Returns their last deltas."""
@@ -279,8 +294,8 @@ class Scheduler:
         return cached, self._cap(request, request.num_uncached)
 
     def _match(self, request: Request) -> list[int]:
-        if request.params.prompt_logprobs is not None:
-            return []  # every prompt position's logits are wanted
+        if request.wants_every_token:
+            return []
         return self.cache.match(request.blocks, request.token_ids)
 
     def _num_tokens(self, blocks: list[int]) -> int:
@@ -371,4 +386,5 @@ def _admission(request: Request, cached: list[int], num_cached: int) -> Admissio
         num_computed=num_cached,
         token_ids=np.frombuffer(request.token_ids[:], np.int32),
         prompt_len=request.prompt_len,
+        pooling=request.pooling,
     )

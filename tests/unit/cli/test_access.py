@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pagemill.cli.access import api_keys, check_exposure, check_tls, is_loopback
+from pagemill.cli.access import admin_keys, api_keys, check_exposure, check_tls, is_loopback
 from pagemill.cli.listen import address, bind
 from pagemill.config.args import ServeArgs
 from pagemill.errors import ConfigError
@@ -19,6 +19,21 @@ def test_keys_come_from_everywhere_once(tmp_path: Path) -> None:
     args = ServeArgs(api_key=("one", "two"), api_key_file=str(file))
     assert api_keys(args, {"PAGEMILL_API_KEY": "env"}) == ("one", "two", "env", "three")
     assert api_keys(ServeArgs(), {}) == ()
+
+
+def test_admin_keys_come_from_flag_and_environment() -> None:
+    assert admin_keys(ServeArgs(), {}) == ()
+    both = admin_keys(ServeArgs(admin_key="one"), {"PAGEMILL_ADMIN_KEY": "two"})
+    assert both == ("one", "two")
+
+
+@pytest.mark.parametrize("key", ["sha256:", "sha256:abc", "sha256:" + "g" * 64])
+def test_half_a_digest_is_no_key(key: str) -> None:
+    with pytest.raises(ConfigError, match="64 hexadecimal"):
+        api_keys(ServeArgs(api_key=(key,)), {})
+    with pytest.raises(ConfigError, match="64 hexadecimal"):
+        admin_keys(ServeArgs(admin_key=key), {})
+    assert api_keys(ServeArgs(api_key=("sha256:" + "aB" * 32,)), {})
 
 
 @pytest.mark.parametrize("content", ["", "# only a comment\n"])
@@ -62,7 +77,7 @@ def test_tls_files_are_checked(tmp_path: Path) -> None:
 
 
 def test_bind_gives_an_address() -> None:
-    with bind("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0)[0] as listener:
         port = listener.getsockname()[1]
         assert address(listener, tls=False) == f"http://127.0.0.1:{port}"
         assert address(listener, tls=True) == f"https://127.0.0.1:{port}"
@@ -71,7 +86,7 @@ def test_bind_gives_an_address() -> None:
 
 
 def test_wildcard_address_is_shown_as_loopback() -> None:
-    with bind("0.0.0.0", 0) as listener:
+    with bind("0.0.0.0", 0)[0] as listener:
         assert address(listener, tls=False).startswith("http://127.0.0.1:")
 
 

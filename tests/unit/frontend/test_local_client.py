@@ -8,13 +8,13 @@ import pytest
 from engine.fake_engine import EchoEngine
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, LogprobsChunk, RequestDelta
-from pagemill.errors import ContextTooLong, PageMillError
+from pagemill.errors import ContextTooLong, GrammarError, PageMillError
 from pagemill.frontend.local_client import LocalClient
 from pagemill.frontend.outputs import Prompt
 from pagemill.frontend.request_output import request_output
 from pagemill.frontend.submission import PromptHasher
 from pagemill.frontend.validate import RequestValidator
-from pagemill.params import SamplingParams
+from pagemill.params import SamplingParams, StructuredOutputs
 from unit.frontend.vocabularies import byte_level
 
 TOKENIZER = byte_level()
@@ -108,6 +108,14 @@ def test_nothing_runs_when_one_prompt_is_too_long() -> None:
         make_client(engine).run(
             [Prompt([1]), Prompt([1] * 5000)], same(SamplingParams(), 2), ignore
         )
+    assert not engine.has_work()
+
+
+def test_nothing_runs_when_a_grammar_is_bad() -> None:
+    engine = EchoEngine("")
+    bad = SamplingParams(structured_outputs=StructuredOutputs(regex="(a"))
+    with pytest.raises(GrammarError, match="regex"):
+        make_client(engine).run(prompts("a", "b"), [SamplingParams(), bad], ignore)
     assert not engine.has_work()
 
 

@@ -25,6 +25,30 @@ def test_updates_merge_choice_by_choice() -> None:
     assert (second.text, second.token_ids) == ("x", [5])
 
 
+def test_a_tap_is_offered_updates_only_while_the_reader_waits() -> None:
+    async def scenario() -> tuple[list[str], list[str]]:
+        tapped: list[str] = []
+        read: list[str] = []
+
+        def tap(update: ChoiceUpdate) -> bool:
+            if update.text.islower():
+                tapped.append(update.text)
+            return update.text.islower()
+
+        box = Mailbox(tap)
+        box.put(ChoiceUpdate(0, "early"))  # nobody has waited yet
+        read += [u.text for u in await box.take()]
+        reader = asyncio.create_task(box.take())
+        await asyncio.sleep(0)
+        box.put(ChoiceUpdate(0, "a"))
+        box.put(ChoiceUpdate(0, "B"))  # not taken, so it wakes the reader
+        box.put(ChoiceUpdate(0, "c"))  # behind B
+        read += [u.text for u in await reader]
+        return tapped, read
+
+    assert asyncio.run(scenario()) == (["a"], ["early", "Bc"])
+
+
 def test_take_waits_for_the_next_update() -> None:
     async def scenario() -> list[ChoiceUpdate]:
         box = Mailbox()

@@ -45,6 +45,17 @@ def test_failure_is_final_and_keeps_its_first_cause() -> None:
         _ = monitor.info
 
 
+def test_silence_of_a_sleeping_engine_is_no_fault() -> None:
+    clock = FakeClock()
+    monitor = EngineMonitor(clock, stuck_seconds=5)
+    monitor.observe(EngineStatus("ready", stats=EngineStats(sleep_level=2)))
+    clock.now += 60  # it loads the weights again
+    assert monitor.status.state == "ready"
+    monitor.alive(EngineStats())
+    clock.now += 6
+    assert monitor.status.state == "failed"
+
+
 def test_retry_after_follows_the_pace() -> None:
     clock = FakeClock()
     limit = QueueLimit(4, clock)
@@ -58,3 +69,17 @@ def test_retry_after_follows_the_pace() -> None:
     with pytest.raises(OverloadedError) as caught:
         limit.check(num_new=3, num_open=5, max_running=2)
     assert caught.value.retry_after == 10
+
+
+def test_waiting_prompts_are_bounded_by_tokens_too() -> None:
+    limit = QueueLimit(4, FakeClock(), max_tokens=100)
+    limit.queue(500)  # alone, a long one is taken
+    with pytest.raises(OverloadedError, match="500 tokens"):
+        limit.queue(1)
+    limit.started(500)
+    limit.queue(60)
+    limit.queue(40)
+    with pytest.raises(OverloadedError):
+        limit.queue(1)
+    limit.started(60)
+    limit.queue(60)

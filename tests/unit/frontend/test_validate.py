@@ -2,10 +2,10 @@
 
 import pytest
 
-from pagemill.errors import ContextTooLong, GrammarError, InvalidParams, RequestError
+from pagemill.errors import ContextTooLong, InvalidParams, RequestError
 from pagemill.frontend.outputs import Prompt
 from pagemill.frontend.validate import RequestValidator, check_prompt_ids
-from pagemill.params import SamplingParams, StructuredOutputs
+from pagemill.params import SamplingParams
 from unit.frontend.vocabularies import byte_level, sentencepiece
 
 TOKENIZER = byte_level()
@@ -68,16 +68,6 @@ def test_prompt_ids(token_ids: list[object]) -> None:
     with pytest.raises(InvalidParams) as caught:
         check_prompt_ids(token_ids, VOCAB, "input")
     assert caught.value.param == "input"
-
-
-def test_schemas_are_read_before_the_engine_hears_of_them() -> None:
-    with pytest.raises(GrammarError):
-        resolve(structured_outputs=StructuredOutputs(json="{not json"))
-    for schema in ({"type": "x"}, {"properties": {"a": {"minimum": 5, "maximum": 1, "type": 5}}}):
-        with pytest.raises(GrammarError, match="cannot be enforced"):
-            resolve(structured_outputs=StructuredOutputs(json=schema))
-    with pytest.raises(GrammarError, match="regex"):
-        resolve(structured_outputs=StructuredOutputs(regex="(a"))
 
 
 def test_logprobs_without_a_limit() -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from pagemill.errors import GrammarError, InvalidParams
 from pagemill.grammar.compiler import GrammarCompiler
 from pagemill.grammar.manager import GrammarManager, GrammarState
+from pagemill.grammar.source import MAX_RULES
 from pagemill.grammar.vocabulary import Vocabulary
 from pagemill.params import StructuredOutputs
 
@@ -60,7 +61,7 @@ def test_regex_walks_match(manager: GrammarManager) -> None:
 
 
 def test_choice_walks_are_choices(manager: GrammarManager) -> None:
-    choices = ["yes", "no", 'quote " and \\ slash', "naïve"]
+    choices = ["yes", "yes and no", "no", 'quote " and \\ slash', "naïve"]
     seen = {sample(manager, StructuredOutputs(choice=choices), seed) for seed in range(40)}
     assert seen == set(choices)
 
@@ -126,6 +127,13 @@ def nested(depth: int) -> dict[str, object]:
 
 
 CYCLE = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+
+
+def chain_of_rules(length: int) -> str:
+    rules = [f'a{i}: a{i + 1} a{i + 1} | "x"' for i in range(length)]
+    return "\n".join(["start: a0", *rules, f'a{length}: "y"'])
+
+
 REFUSED = [
     ({"json": nested(500)}, "nested deeper"),
     ({"json": CYCLE}, "only refers to itself"),
@@ -143,6 +151,8 @@ REFUSED = [
     ({"choice": [""]}, "not empty"),
     ({"grammar": 'root ::= "a"'}, "Lark"),
     ({"grammar": "start: undefined_rule"}, "cannot be enforced"),
+    ({"grammar": chain_of_rules(10_000)}, "more than 1000 rules"),
+    ({"grammar": "start: " + "(" * 5_000 + '"a"' + ")" * 5_000}, "too deeply nested"),
     ({"structural_tag": {"triggers": ["<"]}}, "structural_tag"),
     (
         {
@@ -171,11 +181,31 @@ def test_exactly_one_constraint() -> None:
         StructuredOutputs()
 
 
-def test_large_schemas_compile_or_are_refused_in_bounded_work(compiler: GrammarCompiler) -> None:
-    enum = {"enum": [f"value number {i}" for i in range(20_000)]}
-    compiler.compile(StructuredOutputs(json=enum))
-    variants = [{"properties": {"k": {"const": f"v{i}"}}, "required": ["k"]} for i in range(500)]
-    compiler.compile(StructuredOutputs(json={"oneOf": [{"type": "object", **v} for v in variants]}))
+LARGE = {
+    "enum": {"json": {"enum": [f"value number {i}" for i in range(20_000)]}},
+    "exclusive": {
+        "json": {
+            "oneOf": [
+                {"type": "object", "properties": {"k": {"const": f"v{i}"}}, "required": ["k"]}
+                for i in range(500)
+            ]
+        }
+    },
+    "choice": {"choice": [f"choice {i}" for i in range(20_000)]},
+    "optional properties": {
+        "json": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(2_000)}}
+    },
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_grammars_can_be_followed(manager: GrammarManager, name: str) -> None:
+    """Not only compiled: limits of the parser show when the first tokens come."""
+    assert sample(manager, StructuredOutputs(**LARGE[name]), seed=1, limit=40)
+
+
+def test_long_chains_of_rules_compile(compiler: GrammarCompiler) -> None:
+    compiler.compile(StructuredOutputs(grammar=chain_of_rules(MAX_RULES - 2)))
 
 
 def test_compile_runs_beside_the_caller(manager: GrammarManager) -> None:

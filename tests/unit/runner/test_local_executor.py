@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.device.cpu import CpuDevice
 from pagemill.errors import ModelLoadError, PageMillError
 from pagemill.executor.local import LocalExecutor, build_local_executor
+from pagemill.executor.sleeping import held_tensors
 from pagemill.runner.memory import largest_batch
 
 MIB = 2**20
@@ -65,8 +67,9 @@ def test_an_executor_says_what_it_has_and_runs(config: EngineConfig) -> None:
     result = executor.sample(batch).wait()
     assert result.num_tokens.tolist() == [1] * 4
     assert ((result.token_ids >= 0) & (result.token_ids < 96)).all()
-    with pytest.raises(PageMillError, match="sleep"):
-        executor.control("sleep", [])
+    for method, args in (("sleep", []), ("sleep", [3]), ("other", [])):
+        with pytest.raises(PageMillError, match=method):
+            executor.control(method, args)
     executor.shutdown()
 
 
@@ -98,3 +101,48 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(
     with pytest.raises(ModelLoadError, match="smaller model") as error:
         build(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("level", [1, 2])
+def test_sleep_gives_memory_up_and_waking_brings_the_same_model_back(
+    config: EngineConfig, level: int, quantization: str
+) -> None:
+    config = msgspec.structs.replace(config, quantization=quantization)
+    executor, _ = build(config)
+    batch = largest_batch(config)
+
+    def tokens() -> list[list[int]]:
+        executor.forward(batch)
+        return executor.sample(batch).wait().token_ids.tolist()  # type: ignore[no-any-return]
+
+    resident = executor._resident
+    tensors = [weakref.ref(tensor) for tensor in held_tensors(resident._model)]  # type: ignore[arg-type]
+    cache = weakref.ref(resident.runner._kv_cache[0].k)  # type: ignore[union-attr]
+    first = tokens()
+    executor.control("sleep", [level])
+    assert cache() is None
+    assert all((tensor() is None) == (level == 2) for tensor in tensors)
+    with pytest.raises(AssertionError, match="sleeps"):
+        executor.forward(batch)
+    executor.control("wake_up", [])
+    executor.control("wake_up", [])  # does nothing
+    assert tokens() == first
+    executor.shutdown()
+
+
+def test_sleep_deepens_and_a_failed_waking_can_be_repeated(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, _ = build(config)
+    executor.control("sleep", [1])
+    executor.control("sleep", [2])
+    monkeypatch.setattr(CpuDevice, "free_memory", lambda self: 1000)
+    with pytest.raises(ModelLoadError, match="free some"):
+        executor.control("wake_up", [])
+    monkeypatch.undo()
+    executor.control("wake_up", [])
+    batch = largest_batch(config)
+    executor.forward(batch)
+    assert executor.sample(batch).wait().num_tokens.tolist() == [1] * 4
+    executor.shutdown()

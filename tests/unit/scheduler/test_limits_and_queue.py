@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagemill.scheduler.limits import PrefillShare, SeqBudget, TokenBudget
+from pagemill.scheduler.limits import PrefillShare, SeqBudget, TokenBudget, WholePrompts
 from pagemill.scheduler.queue import WaitingQueue
 from pagemill.scheduler.request import Status
 from unit.scheduler.scheduling import make_request
@@ -69,3 +69,9 @@ def test_who_was_preempted_comes_before_later_arrivals() -> None:
     preempted = queue.pop()
     queue.push(preempted)
     assert queue.pop() is first
+
+
+def test_a_whole_prompt_is_computed_at_once_or_not_now() -> None:
+    whole, request = WholePrompts(), make_request(length=8)
+    assert whole.cap(request, 8) == 8
+    assert whole.cap(request, 7) == 0

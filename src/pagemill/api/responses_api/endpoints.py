@@ -169,6 +169,7 @@ def _start_background(
         except PageMillError as error:
             writer.fail_with(error)
         finally:
+            generation.scope.settle()
             writer.end_unfinished()
 
     keep.task = asyncio.create_task(work())

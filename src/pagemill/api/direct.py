@@ -1,0 +1,77 @@
+"""The short way of a streamed token: from the engine's message to the socket in one call.
+
+A task that waits, a generator that yields and a middleware that passes on cost several times what
+the token itself does. So once a stream has begun, and as long as its client keeps up, updates are
+written from where they arrive. Whatever cannot be written at once takes the usual way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from starlette.types import Scope
+
+from pagemill.frontend.outputs import ChoiceUpdate
+
+logger = logging.getLogger(__name__)
+
+EXTENSION = "pagemill.direct_write"  # in ASGI's scope["extensions"], where the server has it
+
+Encode = Callable[[ChoiceUpdate], bytes]
+
+
+class BodyWriter(Protocol):
+    """Writes to a response whose headers have been sent and whose length is open."""
+
+    def write(self, data: bytes) -> bool:
+        """Write a part of the body; False, with nothing written, when it would have to wait."""
+        ...
+
+
+def body_writer(scope: Scope) -> BodyWriter | None:
+    """The server's writer for this request, if it has one."""
+    extensions: dict[str, Any] = scope.get("extensions") or {}
+    writer: BodyWriter | None = extensions.get(EXTENSION)
+    return writer
+
+
+class DirectPath:
+    """Writes the updates of one stream with one choice. Closed until the stream has begun.
+
+    `make_encode` is called then, when everything that the events repeat is known.
+    `wrote` is set by every write, for whoever wants to know whether the stream was silent.
+    """
+
+    __slots__ = ("_encode", "_make_encode", "_writer", "wrote")
+
+    def __init__(self, make_encode: Callable[[], Encode]) -> None:
+        self._make_encode = make_encode
+        self._encode: Encode | None = None
+        self._writer: BodyWriter | None = None
+        self.wrote = False
+
+    def open(self, writer: BodyWriter | None) -> None:
+        """Write to `writer` from now on."""
+        if writer is not None:
+            self._encode = self._make_encode()
+            self._writer = writer
+
+    def close(self) -> None:
+        """Write nothing any more."""
+        self._writer = None
+
+    def write(self, update: ChoiceUpdate) -> bool:
+        """Whether the update was written. The last one never is: the stream's end follows it."""
+        writer, encode = self._writer, self._encode
+        if writer is None or encode is None or update.finish_reason is not None:
+            return False
+        try:
+            written = writer.write(encode(update))
+        except Exception:
+            # The usual way meets the same error, and tells the client.
+            logger.exception("an update could not be written directly")
+            return False
+        self.wrote = self.wrote or written
+        return written

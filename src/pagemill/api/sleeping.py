@@ -1,0 +1,96 @@
+"""`/sleep`, `/wake_up` and `/is_sleeping`: give the device's memory up for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagemill.api.context import ServerContext
+from pagemill.api.responses import SleepResponse
+from pagemill.api.streaming import json_response
+from pagemill.errors import InvalidParams
+
+DRAIN_SECONDS = 30.0
+MAX_DRAIN_SECONDS = 3600.0
+_POLL_SECONDS = 0.05
+_KNOWN_SECONDS = 2.0  # within which every frontend has heard of it
+_LEVELS = {"1": 1, "2": 2}
+_TIMEOUTS = {"wait": DRAIN_SECONDS, "abort": 0.0}
+
+
+async def sleep(context: ServerContext, request: Request) -> Response:
+    """Refuse requests, let those that run end, and free the device's memory.
+
+    `level` 1 keeps the weights in the host's memory, 2 drops them. What runs after `timeout`
+    seconds is aborted, with `mode=abort` at once.
+    """
+    query = _query(request, ("level", "mode", "timeout"))
+    level = _LEVELS.get(query.get("level", "1"))
+    if level is None:
+        raise InvalidParams("level must be 1 or 2", param="level")
+    timeout = _timeout(query)
+    context.require_loaded()
+    async with context.sleep_lock:
+        deadline = context.clock.monotonic() + timeout
+        while await context.client.control("prepare_sleep", level):
+            if context.clock.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        await context.client.control("sleep", level)
+        await _until(lambda: context.client.stats.sleep_level == level)
+    return _state(context)
+
+
+async def wake_up(context: ServerContext, request: Request) -> Response:
+    """Take the memory back, load the weights if they were dropped, and serve again."""
+    _query(request, ())
+    context.require_loaded()
+    async with context.sleep_lock:
+        await context.client.control("wake_up")
+        await _until(lambda: not context.client.stats.sleep_level)
+    return _state(context)
+
+
+async def is_sleeping(context: ServerContext, request: Request) -> Response:
+    """Whether the model sleeps, or is going to."""
+    return _state(context)
+
+
+def _state(context: ServerContext) -> Response:
+    level = context.client.stats.sleep_level
+    return json_response(SleepResponse(is_sleeping=level > 0, level=level))
+
+
+def _query(request: Request, known: tuple[str, ...]) -> dict[str, str]:
+    """The query's parameters, which must be known."""
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidParams(f"{name[:100]}: unknown parameter of the query", param=name[:100])
+    return dict(request.query_params)
+
+
+def _timeout(query: dict[str, str]) -> float:
+    mode = query.get("mode", "wait")
+    if mode not in _TIMEOUTS:
+        raise InvalidParams("mode must be wait or abort", param="mode")
+    try:
+        timeout = float(query.get("timeout", _TIMEOUTS[mode]))
+    except ValueError:
+        timeout = -1.0
+    if not 0 <= timeout <= MAX_DRAIN_SECONDS:
+        message = f"timeout must be from 0 to {MAX_DRAIN_SECONDS:g} seconds"
+        raise InvalidParams(message, param="timeout")
+    return timeout
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Wait for the engine's next numbers, which follow at once."""
+    try:
+        async with asyncio.timeout(_KNOWN_SECONDS):
+            while not condition():
+                await asyncio.sleep(0.001)
+    except TimeoutError:
+        return

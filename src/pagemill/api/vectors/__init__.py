@@ -1,0 +1,1 @@
+"""The endpoints of models that make vectors: embeddings, scores, ranks and classes."""

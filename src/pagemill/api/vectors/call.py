@@ -1,0 +1,122 @@
+"""What the endpoints for vectors share: reading a request, asking the engine, counting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagemill.api.body import read_body
+from pagemill.api.completions import split_prompts
+from pagemill.api.connection import run_while_connected
+from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.responses import PromptTokensDetails, Usage
+from pagemill.api.sampling import refuse_unsupported
+from pagemill.api.streaming import ignored_header, json_response
+from pagemill.api.vectors.schema import InputFields, VectorFields
+from pagemill.config.pooling import PoolingConfig
+from pagemill.errors import InvalidParams
+from pagemill.frontend.base import Renderer
+from pagemill.frontend.outputs import PooledOutput, Prompt
+from pagemill.frontend.pair_encoding import checked_keep
+from pagemill.params import PoolingParams
+
+B = TypeVar("B", bound=VectorFields)
+WithInput = TypeVar("WithInput", bound=InputFields)
+
+
+@dataclass(slots=True)
+class VectorCall(Generic[B]):
+    """One request for vectors, under the id that its answer has."""
+
+    body: B
+    context: ServerContext
+    request: Request
+    renderer: Renderer
+    pooling: PoolingConfig
+    scope: RequestScope
+    model: str
+    ignored: list[str]
+    response_id: str
+
+    @property
+    def created(self) -> int:
+        return int(self.context.clock.wall())
+
+    @property
+    def keep(self) -> int | None:
+        return self.body.truncate_prompt_tokens
+
+    async def encode(
+        self, texts: Sequence[str | tuple[str, str]], param: str, *, special: bool = True
+    ) -> list[Prompt]:
+        """The tokens of texts or pairs. Raises InvalidParams."""
+        return await self.renderer.encode_texts(
+            texts, keep=self.keep, add_special_tokens=special, param=param
+        )
+
+    async def run(self, prompts: Sequence[Prompt], params: PoolingParams) -> list[PooledOutput]:
+        """The vectors of all prompts. A client that leaves cancels them."""
+        self.scope.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        return await run_while_connected(self._pool(prompts, params), self.request.receive)
+
+    async def _pool(self, prompts: Sequence[Prompt], params: PoolingParams) -> list[PooledOutput]:
+        context = self.context
+        lengths = [len(prompt.token_ids) for prompt in prompts]
+        with (
+            context.admission.track(self.response_id, 1) as (name, ids),
+            context.metrics.pooling(lengths, context.clock.monotonic) as seen,
+        ):
+            self.response_id = name
+            outputs = await context.client.pool(
+                prompts, params, request_id=ids[0], priority=self.body.priority or 0
+            )
+            seen.finish(outputs)
+        self.scope.cached_tokens = sum(output.num_cached_tokens for output in outputs)
+        return outputs
+
+    def usage(self) -> Usage:
+        """The counts; nothing is generated."""
+        tokens = self.scope.prompt_tokens
+        return Usage(tokens, 0, tokens, PromptTokensDetails(self.scope.cached_tokens))
+
+    def respond(self, answer: msgspec.Struct) -> Response:
+        """The answer, with the names of fields that had no effect in a header."""
+        return json_response(answer, ignored_header(self.ignored))
+
+
+async def take_in(
+    context: ServerContext, request: Request, decoder: msgspec.json.Decoder[B], prefix: str
+) -> VectorCall[B]:
+    """Read a request; `prefix` begins its id. Raises RequestError, OverloadedError and so on."""
+    body = await read_body(request, decoder, context.limits.body_timeout)
+    renderer = context.require_ready()
+    model = context.check_model(body.model)
+    pooling = context.require_pooling()
+    scope = RequestScope.of(request)
+    scope.adopt_id(body.request_id)
+    if body.priority and not context.settings.priority_scheduling:
+        raise InvalidParams("priority needs a server with priority scheduling", param="priority")
+    ignored = refuse_unsupported(body)
+    name = f"{prefix}-{scope.request_id}"
+    return VectorCall(body, context, request, renderer, pooling, scope, model, ignored, name)
+
+
+async def read_inputs(call: VectorCall[WithInput]) -> list[Prompt]:
+    """The prompts of `input`: texts are tokenised, token ids taken as they are."""
+    body, limits = call.body, call.context.limits
+    given = split_prompts(body.input, limits.max_inputs, "input")
+    texts = [item for item in given if isinstance(item, str)]
+    if texts:
+        prompts = await call.encode(texts, "input", special=body.add_special_tokens is not False)
+    else:
+        keep = checked_keep(call.keep, call.renderer.max_model_len)
+        tokens = [item for item in given if not isinstance(item, str)]
+        prompts = [call.renderer.check_token_ids(ids[:keep], "input") for ids in tokens]
+    if not all(prompt.token_ids for prompt in prompts):
+        raise InvalidParams("input must not be empty", param="input")
+    return prompts

@@ -1,0 +1,84 @@
+"""Bidirectional attention of packed rows, without padding and without a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pagemill.attention.base import AttentionSpec, ForwardBatch, PackedAttention
+
+
+@dataclass(frozen=True, slots=True)
+class EqualRows:
+    """Neighbouring rows of one length."""
+
+    tokens: slice
+    num_rows: int
+    length: int
+
+
+class GroupedAttention:
+    """Implements `PackedAttention` anywhere: one call of torch's for all rows of one length."""
+
+    name = "torch, packed"
+
+    def plan(self, batch: ForwardBatch) -> list[EqualRows]:
+        assert batch.host_query_start is not None
+        starts = batch.host_query_start[: batch.num_seqs + 1]
+        lengths = np.diff(starts)
+        bounds = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+        return [
+            EqualRows(slice(int(starts[a]), int(starts[b])), b - a, int(lengths[a]))
+            for a, b in pairwise(bounds)
+        ]
+
+    def run_packed(self, spec: AttentionSpec, qkv: Tensor, batch: ForwardBatch) -> Tensor:
+        groups: list[EqualRows] = batch.plan
+        out = qkv.new_empty(qkv.shape[0], spec.num_heads, spec.head_dim)
+        for group in groups:
+            rows = qkv[group.tokens].view(group.num_rows, group.length, 3, -1, spec.head_dim)
+            q, k, v = rows.permute(2, 0, 3, 1, 4)  # [n, heads, length, D] each
+            attended = F.scaled_dot_product_attention(q, k, v, scale=spec.scale)
+            out[group.tokens].view(group.num_rows, group.length, -1, spec.head_dim).copy_(
+                attended.transpose(1, 2)
+            )
+        return out.flatten(1)
+
+
+class VarlenAttention:
+    """Implements `PackedAttention` for 16-bit types on CUDA: all rows in one kernel."""
+
+    name = "flash, packed"
+
+    def plan(self, batch: ForwardBatch) -> None:
+        """The kernel reads `query_start` itself."""
+
+    def run_packed(self, spec: AttentionSpec, qkv: Tensor, batch: ForwardBatch) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = qkv.view(qkv.shape[0], 3, -1, spec.head_dim).unbind(1)
+        starts, longest = batch.query_start, batch.max_query_len
+        out = varlen_attn(q, k, v, starts, starts, longest, longest, scale=spec.scale)
+        assert isinstance(out, Tensor)
+        return out.flatten(1)
+
+
+def select_packed(device_type: str, dtype: torch.dtype) -> PackedAttention:
+    """The best one for a device."""
+    if device_type == "cuda" and dtype != torch.float32 and _has_varlen():
+        return VarlenAttention()
+    return GroupedAttention()
+
+
+def _has_varlen() -> bool:
+    """Torch has it since 2.10, for devices from Ampere on."""
+    try:
+        import torch.nn.attention.varlen
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability() >= (8, 0)

@@ -1,0 +1,1 @@
+"""`pagemill bench`: load generators and what they report. Imported only by the command."""

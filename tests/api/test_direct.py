@@ -1,0 +1,193 @@
+"""The short way of a streamed token writes the same bytes as the usual way, and knows its place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from api.fakes import FakeClient, make_context, metric, sse_events
+from api.live import serve, wait_until
+from pagemill.api.context import Clock, ServerContext
+from pagemill.api.direct import DirectPath
+from pagemill.cli.http import StreamingProtocol
+from pagemill.frontend.mailbox import Mailbox, Tap
+from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.params import SamplingParams
+
+REPLY = 'Grüße, "quoted"\n\x07 back\\slash and more'
+
+
+class PacedClient(FakeClient):
+    """Puts its updates into a mailbox from outside the reader's task, as the real client does."""
+
+    num_tapped = 0
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.ended = threading.Event()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        tap: Tap | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[ChoiceUpdate, None]:
+        def counted(update: ChoiceUpdate) -> bool:
+            assert tap is not None
+            taken = tap(update)
+            self.num_tapped += taken
+            return taken
+
+        mailbox = Mailbox(counted if tap is not None else None)
+        self.open_ids.add(request_id)
+
+        async def feed() -> None:
+            async for update in self._updates(prompt, params, request_id):
+                mailbox.put(update)
+            self.ended.set()
+
+        feeder = asyncio.create_task(feed())
+        num_open = params.n
+        try:
+            while num_open:
+                for update in await mailbox.take():
+                    num_open -= update.finish_reason is not None
+                    yield update
+        finally:
+            feeder.cancel()
+            self.open_ids.discard(request_id)
+
+
+def context_of(client: FakeClient) -> ServerContext:
+    return make_context(client, clock=Clock(wall=lambda: 1000.0))
+
+
+def ask(url: str, path: str, body: dict[str, Any]) -> str:
+    """The body of a streamed answer, chunk framing removed by hand."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps({**body, "stream": True}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"X-Request-Id: fixed\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        data = b""
+        while piece := connection.recv(65536):
+            data += piece
+    header, _, chunked = data.partition(b"\r\n\r\n")
+    assert header.startswith(b"HTTP/1.1 200"), data
+    parts = []
+    while chunked:
+        size, _, rest = chunked.partition(b"\r\n")
+        parts.append(rest[: int(size, 16)])
+        chunked = rest[int(size, 16) + 2 :]
+    return b"".join(parts).decode()
+
+
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+BODIES = [
+    ("/v1/completions", {"prompt": "x"}),
+    ("/v1/completions", {"prompt": "x", "stream_options": {"include_usage": True}}),
+    ("/v1/completions", {"prompt": "x", "echo": True, "logprobs": 2}),
+    ("/v1/completions", {"prompt": "x", "return_token_ids": True}),
+    (
+        "/v1/completions",
+        {"prompt": "x", "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+    ),
+    ("/v1/chat/completions", CHAT),
+    ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}}),
+    ("/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES)
+def test_the_same_bytes_as_the_usual_way(path: str, body: dict[str, Any]) -> None:
+    client = PacedClient(reply=REPLY, delay=0.002)
+    direct, usual = context_of(client), context_of(FakeClient(reply=REPLY, delay=0.002))
+    with serve(direct, http=StreamingProtocol) as url:
+        quick = ask(url, path, body)
+    with serve(usual) as url:
+        slow = ask(url, path, body)
+    assert client.num_tapped > 10
+    assert quick == slow
+    for name in ("vllm:generation_tokens_total", "vllm:inter_token_latency_seconds_count"):
+        assert metric(direct, name) == metric(usual, name) > 0
+
+
+def test_several_choices_take_the_usual_way() -> None:
+    client = PacedClient(delay=0.001)
+    with serve(context_of(client), http=StreamingProtocol) as url:
+        events = sse_events(ask(url, "/v1/completions", {"prompt": "x", "n": 2}))
+    assert events[-1] == "[DONE]"
+    assert client.num_tapped == 0
+
+
+def test_a_reader_that_stops_and_goes_on_misses_nothing() -> None:
+    """Past the socket's room, updates wait merged, and the short way opens again afterwards."""
+    reply = "abcdefghij" * 3000
+    client = PacedClient(reply=reply)
+    context = context_of(client)
+    with serve(context, http=StreamingProtocol) as url:
+        host, port = url.removeprefix("http://").split(":")
+        content = json.dumps({"prompt": "x", "max_tokens": len(reply), "stream": True}).encode()
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((host, int(port)))
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
+            connection.sendall(head + content)
+            assert wait_until(lambda: bool(client.open_ids), 5.0)
+            data = connection.recv(1000)
+            assert wait_until(client.ended.is_set, 20.0)  # the engine never waits for a reader
+            while piece := connection.recv(65536):
+                data += piece
+    texts = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: {")]
+    pieces = [event["choices"][0]["text"] for event in texts]
+    assert "".join(pieces) == reply
+    assert max(map(len, pieces)) > 1000 < client.num_tapped
+
+
+class Writer:
+    """A `BodyWriter` that takes what it may."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.is_open = True
+
+    def write(self, data: bytes) -> bool:
+        self.data += data if self.is_open else b""
+        return self.is_open
+
+
+def test_a_path_writes_only_between_begin_and_end() -> None:
+    path, writer = DirectPath(lambda: lambda update: update.text.encode()), Writer()
+    assert not path.write(ChoiceUpdate(0, "early"))
+    path.open(writer)
+    assert path.write(ChoiceUpdate(0, "a"))
+    assert not path.write(ChoiceUpdate(0, "last", finish_reason="stop"))
+    writer.is_open = False
+    assert not path.write(ChoiceUpdate(0, "blocked"))
+    writer.is_open = True
+    path.close()
+    assert not path.write(ChoiceUpdate(0, "late"))
+    assert writer.data == b"a"
+
+
+def test_an_update_that_cannot_be_encoded_takes_the_usual_way() -> None:
+    def encode(update: ChoiceUpdate) -> bytes:
+        raise ValueError("no")
+
+    path, writer = DirectPath(lambda: encode), Writer()
+    path.open(writer)
+    assert not path.write(ChoiceUpdate(0, "a"))
+    assert writer.data == b""

@@ -1,0 +1,122 @@
+"""`/sleep` and `/wake_up`: who is told what, and what becomes of requests that run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from api.fakes import REPLY, FakeClient, http_client, make_context, sse_events
+from pagemill.api.context import ApiSettings, ServerContext
+from pagemill.engine.messages import EngineStatus
+
+ADMIN = {"authorization": "Bearer root"}
+COMPLETION = {"prompt": "x"}
+
+
+def context_of(client: FakeClient) -> ServerContext:
+    return make_context(client, ApiSettings(admin_keys=("root",)))
+
+
+def admin_client(client: FakeClient) -> httpx.AsyncClient:
+    return http_client(context_of(client), headers=ADMIN)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_sleeping_server_lives_but_takes_no_requests(level: int) -> None:
+    async def run() -> None:
+        client = FakeClient()
+        async with admin_client(client) as http:
+            state = (await http.post(f"/sleep?level={level}")).json()
+            assert state == {"is_sleeping": True, "level": level}
+            assert (await http.get("/is_sleeping")).json() == state
+            assert client.controls == [("prepare_sleep", (level,)), ("sleep", (level,))]
+            refused = await http.post("/v1/completions", json=COMPLETION)
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) > 0
+            assert "sleeps" in refused.json()["error"]["message"]
+            assert (await http.get("/health")).status_code == 200
+            assert (await http.get("/health?generate=1")).json() == {"status": "ok"}
+            ready = await http.get("/ready")
+            assert (ready.status_code, ready.json()) == (503, {"status": "sleeping"})
+            assert (await http.post("/tokenize", json={"prompt": "x"})).status_code == 200
+
+            awake = (await http.post("/wake_up")).json()
+            assert awake == {"is_sleeping": False, "level": 0}
+            assert (await http.get("/ready")).status_code == 200
+            assert (await http.post("/v1/completions", json=COMPLETION)).status_code == 200
+        assert not client.calls[:-1]
+
+    asyncio.run(run())
+
+
+def test_sleep_waits_for_requests_that_run() -> None:
+    async def run() -> None:
+        client = FakeClient(delay=0.002)
+        async with admin_client(client) as http:
+            running = asyncio.create_task(http.post("/v1/completions", json=COMPLETION))
+            while not client.open_ids:
+                await asyncio.sleep(0.001)
+            assert (await http.post("/sleep")).status_code == 200
+            assert running.done()
+            assert (await running).json()["choices"][0]["text"] == REPLY[:16]
+            assert not client.aborted
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["mode=abort", "timeout=0.01"])
+def test_what_runs_too_long_is_told_to_come_back(how: str) -> None:
+    async def run() -> None:
+        client = FakeClient(delay=0.05)
+        async with admin_client(client) as http:
+            whole = asyncio.create_task(http.post("/v1/completions", json=COMPLETION))
+            stream = asyncio.create_task(
+                http.post("/v1/completions", json={**COMPLETION, "stream": True})
+            )
+            while len(client.open_ids) < 2 or not client.calls:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.08)  # the stream has begun
+            assert (await http.post(f"/sleep?{how}")).status_code == 200
+            answer = await whole
+            assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+            *_, error, done = sse_events((await stream).text)
+            assert ("sleeps" in error, done) == (True, "[DONE]")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/sleep?level=3", "level"),
+        ("/sleep?level=", "level"),
+        ("/sleep?mode=keep", "mode"),
+        ("/sleep?timeout=-1", "timeout"),
+        ("/sleep?timeout=nan", "timeout"),
+        ("/sleep?timeout=x", "timeout"),
+        ("/sleep?depth=1", "depth"),
+        ("/wake_up?tags=weights", "tags"),
+    ],
+)
+def test_wrong_queries_are_refused_by_name(path: str, param: str) -> None:
+    async def run() -> None:
+        client = FakeClient()
+        async with admin_client(client) as http:
+            response = await http.post(path)
+            assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+        assert client.controls == []
+
+    asyncio.run(run())
+
+
+def test_needs_the_admin_key_and_a_loaded_model() -> None:
+    async def statuses(client: FakeClient, **options: Any) -> list[int]:
+        async with http_client(context_of(client), **options) as http:
+            return [(await http.post(path)).status_code for path in ("/sleep", "/wake_up")]
+
+    assert asyncio.run(statuses(FakeClient())) == [401, 401]
+    loading = FakeClient(status=EngineStatus("loading"))
+    assert asyncio.run(statuses(loading, headers=ADMIN)) == [503, 503]
