@@ -140,7 +140,10 @@ class ServeArgs:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     quantization: str = flag(
-        "none", _COMPUTE, "hold weights in fewer bits; int8 on CPUs", choices=("none", "int8")
+        "none",
+        _COMPUTE,
+        "hold weights in fewer bits; int8 on CPUs, fp8 on GPUs that have it",
+        choices=("none", "int8", "fp8"),
     )
     speculative: str = flag(
         "none", _COMPUTE, "guess tokens ahead, from the text so far", choices=("none", "ngram")
@@ -171,6 +174,9 @@ class ServeArgs:
         kind=float,
         metavar="SHARE",
         alias="--gpu-memory-utilization",
+    )
+    kv_cache_dtype: str = flag(
+        "auto", _MEMORY, "type of cached keys and values; fp8 on GPUs", choices=("auto", "fp8")
     )
     kv_cache_bytes: int | None = flag(
         None, _MEMORY, "size of the KV cache instead of the share", kind=int, metavar="N"

@@ -12,6 +12,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.config.model import ModelConfig
 from pagemill.config.pooling import PoolingConfig
+from pagemill.config.quantization import checkpoint_scheme
 from pagemill.config.resolve_pooling import with_pooling
 from pagemill.errors import ConfigError
 
@@ -23,6 +24,7 @@ MAX_FRONTENDS = 64
 MAX_KEEP_ALIVE = 3600
 MAX_AUTO_FRONTENDS = 8
 PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
+FP8_CAPABILITY = (8, 9)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -55,7 +57,8 @@ def resolve(
         max_num_batched_tokens=max_num_batched_tokens,
         memory_utilization=args.memory_utilization or CUDA_MEMORY_UTILIZATION,
         kv_cache_bytes=_kv_cache_bytes(args, device),
-        quantization=_quantization(args.quantization, device),
+        kv_cache_dtype=_kv_cache_dtype(args, device),
+        quantization=_quantization(args.quantization, model, device),
         load_format=args.load_format,
         prefix_caching=args.prefix_cache,
         overlap=args.overlap,
@@ -91,8 +94,19 @@ def frontend_workers(asked: str, device: DeviceFacts) -> int:
     return int(asked)
 
 
-def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
+def remarks(config: EngineConfig, device: DeviceFacts, model: ModelConfig) -> list[str]:
     """What the user should know about the resolved settings, one line each."""
+    return _fp8_remarks(config, model) + _dtype_remarks(config, device)
+
+
+def _fp8_remarks(config: EngineConfig, model: ModelConfig) -> list[str]:
+    if not checkpoint_scheme(model.quantization) or config.quantization.startswith("fp8"):
+        return []
+    form = config.dtype if config.quantization == "none" else config.quantization
+    return [f"the model's float8 weights become {form} at load: this device has no float8"]
+
+
+def _dtype_remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
     if config.device == "cpu" and config.dtype == "float16":
         return ["float16 is slow on CPUs; float32 or bfloat16 is faster"]
     if config.device == "cpu" and config.dtype == "bfloat16" and not device.bfloat16:
@@ -135,10 +149,31 @@ def _dtype(asked: str, checkpoint: str, device: DeviceFacts) -> str:
     return checkpoint if checkpoint in ("bfloat16", "float16") else "bfloat16"
 
 
-def _quantization(asked: str, device: DeviceFacts) -> str:
+def _quantization(asked: str, model: ModelConfig, device: DeviceFacts) -> str:
+    """A float8 checkpoint is computed as it is where that is possible, else dequantised at load."""
     if asked == "int8" and device.type != "cpu":
         raise ConfigError("--quantization int8 has kernels for CPUs only")
-    return asked
+    if asked == "fp8" and not has_fp8(device):
+        raise ConfigError(
+            f"--quantization fp8 needs a GPU of compute capability 8.9 or later; {device.name} "
+            "is none"
+        )
+    stored = checkpoint_scheme(model.quantization)
+    return stored if stored and has_fp8(device) else asked
+
+
+def _kv_cache_dtype(args: ServeArgs, device: DeviceFacts) -> str:
+    if args.kv_cache_dtype == "fp8" and not has_fp8(device):
+        raise ConfigError(
+            "--kv-cache-dtype fp8 needs a GPU of compute capability 8.9 or later; "
+            f"{device.name} is none"
+        )
+    return "model" if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
+
+
+def has_fp8(device: DeviceFacts) -> bool:
+    """Whether the device multiplies float8 numbers."""
+    return device.type == "cuda" and device.capability >= FP8_CAPABILITY
 
 
 def _max_model_len(asked: int | None, model: ModelConfig) -> int:

@@ -272,8 +272,12 @@ def _fit_memory(
         runner.sample(batch).wait()
 
     budget = cache_budget(config, device, device.peak_memory(run_largest_batch))
-    per_block = block_bytes(model.kv_cache_specs(), config.block_size, _DTYPES[config.dtype])
+    per_block = block_bytes(model.kv_cache_specs(), config.block_size, _cache_dtype(config))
     return fit_cache(config, budget, per_block)
+
+
+def _cache_dtype(config: EngineConfig) -> torch.dtype:
+    return torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else _DTYPES[config.dtype]
 
 
 def _build_runner(
@@ -290,7 +294,7 @@ def _build_runner(
         model.kv_cache_specs(),
         num_blocks,
         config.block_size,
-        _DTYPES[config.dtype],
+        _cache_dtype(config),
     )
     if isinstance(model, PooledModel):
         return build_pooling_runner(config, model, device, attention, cache)

@@ -11,6 +11,7 @@ from pagemill.layers.fusion import fused_ops, plain_weight
 from pagemill.layers.linear import Linear, QKVLinear
 from pagemill.layers.norm import RMSNorm
 from pagemill.ops.base import HeadShape
+from pagemill.ops.fused import FusedOps
 
 
 class Attention(nn.Module):
@@ -44,6 +45,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(ctx, spec.head_dim, config.norm_eps, offset_one=offset_one)
             q_norm, k_norm = self.q_norm.weight, self.k_norm.weight
         self._fused = fused_ops(ctx)
+        self._ropes_in_attention = isinstance(ctx.ops, FusedOps)
         self._rope = RopeInput(cos_sin, q_norm, k_norm, config.norm_eps)
 
     def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
@@ -63,7 +65,7 @@ class Attention(nn.Module):
     def _attend(self, qkv: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, q_size + 2 kv_size] -> [T, q_size]; keys and values go to the cache."""
         assert batch.attention is not None
-        may_fuse = self._fused is not None and batch.max_query_len == 1
+        may_fuse = self._ropes_in_attention and batch.max_query_len == 1
         if may_fuse and isinstance(batch.attention, FusedAttention):
             return batch.attention.run_with_rope(self._spec, qkv, batch, self._rope)
         cache = batch.kv_cache[self._spec.layer_index]

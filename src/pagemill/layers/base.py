@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pagemill.checkpoint.scaled import ScaledWeight
 from pagemill.ops.base import Ops
 from pagemill.quant.base import QuantMethod
 
@@ -35,6 +36,7 @@ class WeightSlot:
     shape: tuple[int, ...]
     store: Callable[[Tensor], None]
     part: str = ""
+    store_scaled: Callable[[ScaledWeight], None] | None = None  # None: wants plain weights
 
 
 @runtime_checkable

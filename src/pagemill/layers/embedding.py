@@ -50,12 +50,12 @@ class LMHead(nn.Module):
     ) -> None:
         super().__init__()
         self._ops = ctx.ops
-        self._quant = ctx.quant
+        self._quant = ctx.quant.head
         self._shape = (vocab_size, hidden_size)
         self._tied = tied
         self._soft_cap = soft_cap
         if not tied:
-            ctx.quant.create(self, vocab_size, hidden_size, False, ctx.dtype, ctx.device)
+            self._quant.create(self, vocab_size, hidden_size, False, ctx.dtype, ctx.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self._quant.apply(self, hidden)

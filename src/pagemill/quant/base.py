@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from pagemill.checkpoint.scaled import ScaledWeight
 
 
 class QuantMethod(Protocol):
     """One way to hold a weight matrix. A layer keeps its tensors; the method is stateless."""
 
     name: str
+    head: QuantMethod  # how the projection to the vocabulary is held
 
     def create(
         self,
@@ -43,4 +46,13 @@ class QuantMethod(Protocol):
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         """[T, in] -> [T, out], bias included."""
+        ...
+
+
+@runtime_checkable
+class TakesScales(Protocol):
+    """A method that can hold a checkpoint's float8 weights as they are."""
+
+    def load_scaled(self, layer: nn.Module, stored: ScaledWeight, row: int) -> None:
+        """Store them at output row `row`."""
         ...

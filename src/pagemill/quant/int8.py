@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pagemill.ops.cpu.ops import int8_linear, pack_int8
+from pagemill.quant.base import QuantMethod
 
 _TOP = 127
 _ROWS_AT_ONCE = 8192  # bounds the float32 copy of a large vocabulary
@@ -17,6 +18,9 @@ class Int8:
     """Implements `QuantMethod`: weights are rounded as they are loaded, one tensor at a time."""
 
     name = "int8"
+
+    def __init__(self) -> None:
+        self.head: QuantMethod = self
 
     def create(
         self,

@@ -10,6 +10,7 @@ from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 from pagemill.ops.triton import activation, decode_step, norm, rope, sampling
 from pagemill.ops.triton.counters import Counters
+from pagemill.ops.triton.fp8_linear import fp8_linear
 from pagemill.ops.triton.skinny_linear import MAX_TOKENS, skinny_linear
 from pagemill.ops.triton.vector_linear import MAX_WIDTH, norm_vector_linear, vector_linear
 
@@ -68,6 +69,9 @@ class TritonOps:
         return rope.qk_norm_rope_cache(
             qkv, positions, slot_mapping, cos_sin, shape, k_cache, v_cache, q_norm, k_norm, eps
         )
+
+    def fp8_linear(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        return fp8_linear(x, weight, scale, bias)
 
     def fuses(self, num_tokens: int, in_features: int) -> bool:
         return num_tokens == 1 and in_features <= MAX_WIDTH
