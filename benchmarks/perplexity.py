@@ -22,9 +22,9 @@ from pagemill.attention.select import select_attention
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
 from pagemill.checkpoint.source import resolve_model
+from pagemill.checkpoint.tokenizer_spec import load_tokenizer
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.device.select import select_device
-from pagemill.frontend.tokenizer import load_tokenizer
 from pagemill.layers.base import BuildContext
 from pagemill.models.base import Model
 from pagemill.models.loader import load_model
@@ -129,7 +129,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2000)
     args = parser.parse_args()
     checkpoint = open_checkpoint(resolve_model(args.model).path)
-    tokens = load_tokenizer(checkpoint.tokenizer()).encode(TEXT.read_text())[: args.tokens]
+    tokenizer = load_tokenizer(checkpoint)
+    tokens = tokenizer.encode(TEXT.read_text()).ids[: args.tokens]
     scorer = Scorer(checkpoint, args.device, tokens)
     plain = 0.0
     for form in forms(getattr(torch, args.dtype)):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 TORCH_FREE = ("api", "checkpoint", "cli", "config", "frontend", "kvcache", "metrics", "scheduler")
-NEEDS_TORCH = {"pagemill.checkpoint.weights"}
+NEEDS_TORCH = {f"pagemill.checkpoint.{name}" for name in ("weights", "read_ahead", "scaled")}
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

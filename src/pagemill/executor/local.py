@@ -17,6 +17,7 @@ from pagemill.attention.deterministic import make_deterministic
 from pagemill.attention.select import select_attention
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
+from pagemill.checkpoint.read_ahead import Allocate
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.config.engine import EngineConfig
 from pagemill.config.model import ModelConfig
@@ -25,6 +26,7 @@ from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
 from pagemill.executor.base import PendingResult, Runner
+from pagemill.executor.phases import Phases
 from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
 from pagemill.executor.sleeping import Recipe, Resident
 from pagemill.layers.base import BuildContext
@@ -100,6 +102,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
 
     `report` is told the phases. Raises ModelLoadError or ConfigError with one readable line.
     """
+    phases = Phases("device")
     device = select_device(config.device, config.num_threads)
     checkpoint = open_checkpoint(config.model)
     # The rotary tables need no more places than the context that is served.
@@ -108,7 +111,9 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     attention = _select_attention(config, device)
     context = _build_context(config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
-    model = _load(config, model_config, context, checkpoint, report)
+    phases.begin("weights")
+    model = _load(config, model_config, context, checkpoint, device, report)
+    phases.begin("memory and first kernels")
     fit = _fit_memory(config, model, device, attention, context.ops, report)
     if fit.remark:
         report(fit.remark)
@@ -116,6 +121,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     decode_ops = _decode_ops(config, context.ops, attention)
     if decode_ops is not None and config.pooling is None:
         report("capturing graphs of decode steps")
+    phases.begin("cache and graphs")
     recipe = Recipe(
         load=partial(_reload, config, model_config, context, checkpoint, device),
         start=partial(
@@ -129,6 +135,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         ),
     )
     resident = Resident(model, recipe.start(model), device, recipe)
+    report(phases.summary())
     info = EngineInfo(
         max_model_len=fit.max_model_len,
         num_blocks=fit.num_blocks,
@@ -155,7 +162,7 @@ def _reload(
 ) -> AnyModel:
     """The model again, after its weights were dropped. Raises ModelLoadError."""
     _check_weights_fit(config, model_config, context, device)
-    return _load(config, model_config, context, checkpoint, _say_nothing)
+    return _load(config, model_config, context, checkpoint, device, _say_nothing)
 
 
 def _say_nothing(phase: str) -> None:
@@ -236,6 +243,7 @@ def _load(
     model_config: ModelConfig,
     context: BuildContext,
     checkpoint: Checkpoint,
+    device: Device,
     report: Report,
 ) -> AnyModel:
     build = select_builder(config)
@@ -251,8 +259,15 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    weights = iterate_weights(checkpoint, progress=progress)
+    weights = iterate_weights(checkpoint, progress=progress, allocate=_staging(device))
     return load_model(model_config, context, weights, build=build)
+
+
+def _staging(device: Device) -> Allocate | None:
+    """Host memory to read weights into; a CPU takes them from the mapped file itself."""
+    if device.type == "cpu":
+        return None
+    return lambda num_bytes: device.staging((num_bytes,), torch.uint8)
 
 
 def _fit_memory(
