@@ -123,6 +123,7 @@ def measure(row: Row, workers: int, input_len: int, model: str | None) -> dict[s
         begin_cpu, begin = cpu_seconds(serving), time.perf_counter()
         records = run(Load(target, calls, row.callers), 1)
         seconds = time.perf_counter() - begin
+        memory = max(own.memory_info().rss for own in serving)
         spent = [b - a for a, b in zip(begin_cpu, cpu_seconds(serving), strict=True)]
     errors = [record.error for record in records if record.error]
     if errors:
@@ -137,6 +138,7 @@ def measure(row: Row, workers: int, input_len: int, model: str | None) -> dict[s
         "frontend_us_per_token": round(1e6 * sum(spent) / tokens, 1),
         "busiest_frontend_s": round(max(spent), 2),
         "ttft_ms_median": round(1000 * float(np.median([r.ttft for r in records])), 1),
+        "frontend_mb": round(memory / 2**20),
         "chunks": sum(len(record.times) for record in records),
     }
 

@@ -90,7 +90,7 @@ def _decode(shape: ModelShape, seq_lens: list[int], name: str, limits: Limits) -
     expected = _reference(shape, q, batches[0])
     counters = torch.zeros(65_536, dtype=torch.int32, device="cuda")
     sms = torch.cuda.get_device_properties(0).multi_processor_count
-    base = choose_splits(rows * heads.num_kv_heads, sms)
+    base = choose_splits(rows * heads.num_kv_heads, sms, max(seq_lens))
     limit = num_bytes / limits.bandwidth * 1e6
     for number, plan in enumerate(_split_variants(base)):
 

@@ -1,4 +1,4 @@
-"""Linear layers of 1 and 8 tokens: own kernels in several shapes, and cuBLAS."""
+"""Linear layers of one token: own kernels in several shapes, and cuBLAS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pagemill.ops.reference import ReferenceOps
-from pagemill.ops.triton.launch import num_sms
-from pagemill.ops.triton.skinny_linear import SkinnyConfig, skinny_config, skinny_linear
 from pagemill.ops.triton.vector_linear import (
     VectorConfig,
     norm_vector_linear,
@@ -90,45 +88,9 @@ def _vector_case(case: str, out: int, inner: int, kind: str, limits: Limits) -> 
     yield Result(case, "cuBLAS, product only", graph_time(cublas) * 1e6, limit, 0.0)
 
 
-def _skinny_variants(out: int, inner: int, sms: int) -> list[SkinnyConfig]:
-    base = skinny_config(out, inner, sms)
-    return [
-        base,
-        SkinnyConfig(base.block_n, 256, base.splits, 4, 4),
-        SkinnyConfig(16, 256, max(1, base.splits // 2), 2, 4),
-        SkinnyConfig(64, 128, base.splits * 2, 4, 4),
-    ]
-
-
-def _skinny_case(case: str, tokens: int, rows: int, inner: int, limits: Limits) -> Iterator[Result]:
-    counters = torch.zeros(65_536, dtype=torch.int32, device="cuda")
-    weights, x = _weights(rows, inner), torch.randn(tokens, inner, **BF16)
-    expected = F.linear(x.float(), weights[0].float())
-    limit = (weights[0].numel() + x.numel() + tokens * rows) * 2 / limits.bandwidth * 1e6
-    for number, config in enumerate(_skinny_variants(rows, inner, num_sms(x))):
-        error = relative_error(skinny_linear(x, weights[0], None, counters, config), expected)
-        calls: list[Callable[[], object]] = [
-            partial(skinny_linear, x, weight, None, counters, config) for weight in weights
-        ]
-        variant = f"n{config.block_n} k{config.block_k} s{config.splits} w{config.num_warps} "
-        variant += f"st{config.num_stages}" + (" *" if number == 0 else "")
-        yield Result(case, variant, graph_time(calls) * 1e6, limit, error)
-    cublas: list[Callable[[], object]] = [partial(F.linear, x, weight) for weight in weights]
-    yield Result(case, "cuBLAS", graph_time(cublas) * 1e6, limit, 0.0)
-
-
 def vector_results(limits: Limits) -> Iterator[Result]:
     """One token: products with their fused neighbours."""
     for shape in SHAPES:
         for name, out, inner, kind in _layers(shape):
             case = f"{shape.name} m=1 {name} {out}x{inner}"
             yield from _vector_case(case, out, inner, kind, limits)
-
-
-def skinny_results(limits: Limits) -> Iterator[Result]:
-    """Eight tokens: products only."""
-    for shape in SHAPES:
-        for _, out, inner, kind in _layers(shape):
-            rows = out * 2 if kind == "gate" else out
-            case = f"{shape.name} m=8 {rows}x{inner}"
-            yield from _skinny_case(case, 8, rows, inner, limits)

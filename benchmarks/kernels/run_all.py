@@ -20,7 +20,7 @@ import torch
 from attention import decode_results, prefill_results
 from decoder import decoder_results
 from elementwise import elementwise_results, sampling_results
-from linear import skinny_results, vector_results
+from linear import vector_results
 from timing import Limits, Result, header, measure_limits
 
 MAX_ERROR = 2e-2
@@ -33,7 +33,6 @@ SECTIONS: dict[str, Callable[[Limits], Iterator[Result]]] = {
     "vector": vector_results,
     "elementwise": elementwise_results,
     "sampling": sampling_results,
-    "skinny": skinny_results,
 }
 
 

@@ -20,6 +20,7 @@ from shapes import SHAPES, ModelShape
 from timing import graph_time
 from torch import Tensor
 
+from pagemill.ops.fused import Stream
 from pagemill.ops.triton.ops import TritonOps
 from pagemill.ops.triton.split_attention import SplitPlan
 from pagemill.ops.triton.vector_linear import (
@@ -61,18 +62,23 @@ class TunedOps(TritonOps):
         return self.configs.setdefault((out, inner), vector_config(out, inner, gated))
 
     def norm_linear(
-        self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+        self, stream: Stream, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        return norm_vector_linear(x, norm, eps, weight, bias, config=self._config(weight))
+        config = self._config(weight)
+        return norm_vector_linear(stream.values, stream.norm, eps, weight, bias, config=config)
 
-    def norm_gate_up(
-        self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, activation: str
-    ) -> Tensor:
-        config = self._config(weight, gated=True)
-        return norm_vector_linear(x, norm, eps, weight, activation=activation, config=config)
+    def norm_gate_up(self, stream: Stream, eps: float, weight: Tensor, activation: str) -> Tensor:
+        values, norm, config = stream.values, stream.norm, self._config(weight, gated=True)
+        return norm_vector_linear(values, norm, eps, weight, activation=activation, config=config)
 
-    def linear_add(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> None:
-        vector_linear(x, weight, bias, add_to=residual, config=self._config(weight))
+    def linear_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: Stream, next_norm: Tensor
+    ) -> None:
+        vector_linear(x, weight, bias, add_to=stream.values, config=self._config(weight))
+        stream.norm = next_norm
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return vector_linear(x, weight, bias, config=self._config(weight))
 
 
 def variants(base: VectorConfig, inner: int) -> list[VectorConfig]:
@@ -91,7 +97,7 @@ def tune(shape: ModelShape) -> None:
     plan = SPLIT_PLANS[0]
 
     def seconds() -> float:
-        with patch("pagemill.attention.triton.choose_splits", lambda pairs, sms: plan):
+        with patch("pagemill.attention.triton.choose_splits", lambda *_: plan):
             return graph_time([lambda: ops.argmax(decoder.fused(ops, hidden, batch))])
 
     def attempt(name: str, value: object) -> float:

@@ -85,6 +85,7 @@ class LLM:
             dtype=dtype,
             seed=seed,
             load_format=load_format,
+            quantization=quantization or "auto",
             revision=revision,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
@@ -104,7 +105,6 @@ class LLM:
             cuda_graphs=plan.config.cuda_graphs and not enforce_eager,
             max_logprobs=max_logprobs,
             max_num_queued_reqs=0,  # all prompts of a call wait at once
-            quantization=quantization or plan.config.quantization,
         )
         self._defaults = plan.default_params
         self._text: TextSide | None = None

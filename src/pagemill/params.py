@@ -23,8 +23,14 @@ MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 128
 
 
+_CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+
+
 class StructuredOutputs(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """What the output must match: exactly one of the fields is set (`None` means unset)."""
+    """What the output must match: exactly one of the first six fields is set.
+
+    The others say how blanks between the parts of JSON may look.
+    """
 
     json: dict[str, Any] | str | bool | None = None  # a JSON schema
     json_object: bool | None = None  # any JSON object
@@ -32,15 +38,23 @@ class StructuredOutputs(msgspec.Struct, omit_defaults=True, forbid_unknown_field
     choice: list[str] | None = None
     grammar: str | None = None  # Lark
     structural_tag: dict[str, Any] | str | None = None
+    disable_any_whitespace: bool | None = None
+    whitespace_pattern: str | None = None  # a regular expression
 
     def __post_init__(self) -> None:
-        given = [f for f in self.__struct_fields__ if getattr(self, f) not in (None, False)]
+        given = [f for f in _CONSTRAINTS if getattr(self, f) not in (None, False)]
         if len(given) != 1:
             raise InvalidParams(
                 "structured_outputs needs exactly one of json, json_object, regex, choice, "
                 f"grammar, structural_tag; got {', '.join(given) or 'none'}",
                 param="structured_outputs",
             )
+        for name in ("disable_any_whitespace", "whitespace_pattern"):
+            if getattr(self, name) and given[0] not in ("json", "json_object"):
+                raise InvalidParams(
+                    f"structured_outputs.{name} is about JSON: it does not go with {given[0]}",
+                    param=f"structured_outputs.{name}",
+                )
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -75,6 +89,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     bad_words: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
     timeout: float | None = None  # seconds from arrival
+    stream_interval: int = 1  # tokens to a piece of a stream
 
     eos_token_ids: list[int] = []
     bad_words_token_ids: list[list[int]] = []
@@ -141,6 +156,7 @@ def _check_counts(p: SamplingParams) -> None:
     if p.max_tokens is not None:
         whole("max_tokens", 0, 2**31 - 1)
     whole("min_tokens", 0, 2**31 - 1)
+    whole("stream_interval", 1, 2**31 - 1)
     if p.max_tokens is not None:
         within = p.min_tokens <= p.max_tokens
         _require(within, "min_tokens", f"must be at most max_tokens, {p.max_tokens}")

@@ -163,6 +163,14 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"structured_outputs": {"regex": "a+"}}, StructuredOutputs(regex="a+")),
         ({"guided_json": SCHEMA}, StructuredOutputs(json=SCHEMA)),
         ({"guided_regex": "b"}, StructuredOutputs(regex="b")),
+        (
+            {"guided_json": SCHEMA, "guided_whitespace_pattern": " ?"},
+            StructuredOutputs(json=SCHEMA, whitespace_pattern=" ?"),
+        ),
+        (
+            {"structured_outputs": {"json_object": True, "disable_any_whitespace": True}},
+            StructuredOutputs(json_object=True, disable_any_whitespace=True),
+        ),
         ({"guided_choice": ["x", "y"]}, StructuredOutputs(choice=["x", "y"])),
         ({"guided_grammar": 'start: "a"'}, StructuredOutputs(grammar='start: "a"')),
         (

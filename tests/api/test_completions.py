@@ -149,10 +149,12 @@ def test_token_ids_and_prompt_logprobs_are_returned_on_request() -> None:
     ]
 
 
-def test_truncation_keeps_the_end_of_the_prompt() -> None:
+def test_truncation_keeps_the_end_of_the_prompt_or_its_beginning() -> None:
     client = FakeClient()
     asyncio.run(post(make_context(client), prompt=[1, 2, 3, 4], truncate_prompt_tokens=2))
-    assert client.calls[0][0].token_ids == [3, 4]
+    side = {"truncation_side": "right"}
+    asyncio.run(post(make_context(client), prompt=[1, 2, 3, 4], truncate_prompt_tokens=3, **side))
+    assert [call[0].token_ids for call in client.calls] == [[3, 4], [1, 2, 3]]
 
 
 def test_stream_adds_up_to_the_answer() -> None:

@@ -9,11 +9,12 @@ import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import psutil
 import pytest
 
-from api.fakes import FakeClient, make_context, metric, sse_events
+from api.fakes import MODEL, FakeClient, FakeRenderer, make_context, metric, sse_events
 from api.live import serve, wait_until
-from pagemill.api.context import Clock, ServerContext
+from pagemill.api.context import ApiSettings, Clock, Limits, ServerContext
 from pagemill.api.direct import DirectPath
 from pagemill.cli.http import StreamingProtocol
 from pagemill.frontend.mailbox import Mailbox, Tap
@@ -51,6 +52,7 @@ class PacedClient(FakeClient):
         self.open_ids.add(request_id)
 
         async def feed() -> None:
+            await asyncio.sleep(self.first_delay)
             async for update in self._updates(prompt, params, request_id):
                 mailbox.put(update)
             self.ended.set()
@@ -74,7 +76,7 @@ def context_of(client: FakeClient) -> ServerContext:
 def ask(url: str, path: str, body: dict[str, Any]) -> str:
     """The body of a streamed answer, chunk framing removed by hand."""
     host, port = url.removeprefix("http://").split(":")
-    content = json.dumps({**body, "stream": True}).encode()
+    content = json.dumps({"model": MODEL, **body, "stream": True}).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"X-Request-Id: fixed\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -107,7 +109,38 @@ BODIES = [
     ("/v1/chat/completions", CHAT),
     ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}}),
     ("/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2}),
+    ("/v1/messages", {**CHAT, "max_tokens": 30}),
+    ("/v1/responses", {"input": "x"}),
 ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "x", "echo": True}),
+        ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}}),
+        ("/v1/messages", {**CHAT, "max_tokens": 30}),
+    ],
+)
+def test_a_stream_that_begins_with_silence_has_its_opening(path: str, body: dict[str, Any]) -> None:
+    bodies = []
+    for client, http in (
+        (PacedClient(first_delay=0.2, delay=0.002), StreamingProtocol),
+        (FakeClient(delay=0.002), "auto"),
+    ):
+        settings = ApiSettings(sse_keep_alive=0.05)
+        context = make_context(client, settings, clock=Clock(wall=lambda: 1000.0))
+        with serve(context, http=http) as url:
+            bodies.append(ask(url, path, body))
+    silent, usual = bodies
+    comments = silent.count(": keep-alive\n\n") + silent.count('{"type":"ping"}') - 1
+    assert comments >= 2 or ("ping" not in silent and comments >= 1)
+    assert without_comments(silent) == without_comments(usual)
+
+
+def without_comments(text: str) -> str:
+    ping = 'event: ping\ndata: {"type":"ping"}\n\n'
+    return text.replace(": keep-alive\n\n", "").replace(ping, "")
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)
@@ -124,6 +157,21 @@ def test_the_same_bytes_as_the_usual_way(path: str, body: dict[str, Any]) -> Non
         assert metric(direct, name) == metric(usual, name) > 0
 
 
+def test_text_that_a_parser_holds_back_writes_nothing() -> None:
+    """An empty chunk would end the response."""
+    client = PacedClient(reply="<think>why not</think>Hello <b> and so on", delay=0.002)
+    renderer = FakeRenderer("<think></think>")
+    settings = ApiSettings(reasoning_parser="think")
+    context = make_context(client, settings, renderer=renderer)
+    with serve(context, http=StreamingProtocol) as url:
+        body = ask(url, "/v1/messages", {**CHAT, "max_tokens": 60})
+    events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: {")]
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(delta.get("text", "") for delta in deltas) == "Hello <b> and so on"
+    assert events[-1]["type"] == "message_stop"
+    assert client.num_tapped > 10
+
+
 def test_several_choices_take_the_usual_way() -> None:
     client = PacedClient(delay=0.001)
     with serve(context_of(client), http=StreamingProtocol) as url:
@@ -132,14 +180,17 @@ def test_several_choices_take_the_usual_way() -> None:
     assert client.num_tapped == 0
 
 
-def test_a_reader_that_stops_and_goes_on_misses_nothing() -> None:
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 0}])
+def test_a_reader_that_stops_and_goes_on_misses_nothing(fields: dict[str, Any]) -> None:
     """Past the socket's room, updates wait merged, and the short way opens again afterwards."""
-    reply = "abcdefghij" * 3000
+    reply = "abcdefghij" * (1500 if fields else 3000)
     client = PacedClient(reply=reply)
     context = context_of(client)
     with serve(context, http=StreamingProtocol) as url:
         host, port = url.removeprefix("http://").split(":")
-        content = json.dumps({"prompt": "x", "max_tokens": len(reply), "stream": True}).encode()
+        content = json.dumps(
+            {"prompt": "x", "max_tokens": len(reply), "stream": True, **fields}
+        ).encode()
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect((host, int(port)))
@@ -154,7 +205,35 @@ def test_a_reader_that_stops_and_goes_on_misses_nothing() -> None:
     texts = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: {")]
     pieces = [event["choices"][0]["text"] for event in texts]
     assert "".join(pieces) == reply
+    if fields:
+        offsets = [o for event in texts for o in event["choices"][0]["logprobs"]["text_offset"]]
+        assert offsets == list(range(len(reply)))
     assert max(map(len, pieces)) > 1000 < client.num_tapped
+
+
+def test_a_client_that_reads_nothing_is_cut_off() -> None:
+    """Its connection goes, although it neither reads what is there nor leaves."""
+    client = PacedClient(reply="x" * 60000)
+    limits = Limits(write_timeout=0.2)
+    context = make_context(client, ApiSettings(limits=limits, sse_keep_alive=0.1))
+    with serve(context, http=StreamingProtocol) as url, socket.socket() as connection:
+        host, port = url.removeprefix("http://").split(":")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        content = json.dumps({"prompt": "x", "max_tokens": 60000, "stream": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
+        connection.sendall(head + content)
+        assert wait_until(lambda: bool(client.open_ids), 5.0)
+        assert wait_until(lambda: not client.open_ids, 20.0)
+        mine = connection.getsockname()[1]
+        assert wait_until(lambda: not server_side(mine), 2.0)
+
+
+def server_side(client_port: int) -> list[Any]:
+    """The server's end of a connection, in this very process."""
+    own = psutil.Process().net_connections("tcp")
+    return [c for c in own if c.raddr and c.raddr.port == client_port]
 
 
 class Writer:
@@ -164,9 +243,29 @@ class Writer:
         self.data = b""
         self.is_open = True
 
-    def write(self, data: bytes) -> bool:
-        self.data += data if self.is_open else b""
+    def is_ready(self) -> bool:
         return self.is_open
+
+    def write(self, data: bytes) -> None:
+        assert self.is_open
+        self.data += data
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+def test_an_update_that_must_wait_is_not_encoded() -> None:
+    encoded = []
+
+    def encode(update: ChoiceUpdate) -> bytes:
+        encoded.append(update.text)
+        return b""
+
+    path, writer = DirectPath(lambda: encode), Writer()
+    path.open(writer)
+    writer.is_open = False
+    assert not path.write(ChoiceUpdate(0, "a"))
+    assert encoded == []
 
 
 def test_a_path_writes_only_between_begin_and_end() -> None:

@@ -38,6 +38,9 @@ class Owner:
         if request.url.path == "/stream":
             await StreamingResponse(self._events())(scope, receive, send)
             return
+        if request.url.path == "/early":
+            await JSONResponse({"by": "owner"}, status_code=413)(scope, receive, send)
+            return
         body = await request.body()
         seen = {
             "by": "owner",
@@ -98,6 +101,10 @@ def test_requests_and_answers_pass_unchanged() -> None:
             assert seen["client"][0] == "127.0.0.1" and seen["client"][1] > 0
             assert (await http.get("/metrics")).json()["method"] == "GET"
             assert (await http.delete("/v1/responses/1")).json()["method"] == "DELETE"
+            head = await http.head("/metrics")
+            assert (head.status_code, head.content) == (207, b"")
+            early = await http.post("/early", content=b"x" * 4_000_000)
+            assert (early.status_code, early.json()) == (413, {"by": "owner"})
 
             async def pieces() -> AsyncIterator[bytes]:
                 for _ in range(5):

@@ -109,6 +109,7 @@ def test_numbers_of_the_engine() -> None:
     stats = EngineStats(
         num_waiting=5,
         num_deferred=2,
+        sleep_level=1,
         num_drafts=7,
         accepted_by_position=[4, 1],
         step_sizes=sizes,
@@ -118,6 +119,9 @@ def test_numbers_of_the_engine() -> None:
     waiting = "vllm:num_requests_waiting_by_reason"
     assert metric(context, waiting, reason="capacity") == 3
     assert metric(context, waiting, reason="deferred") == 2
+    states = ("awake", "weights_offloaded", "discard_all")
+    asleep = [metric(context, "vllm:engine_sleep_state", sleep_state=s) for s in states]
+    assert asleep == [0, 1, 0]
     assert metric(context, "vllm:spec_decode_num_drafts_total") == 7
     accepted = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
     assert [metric(context, accepted, position=str(i)) for i in range(2)] == [4, 1]

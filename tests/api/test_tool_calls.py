@@ -13,7 +13,13 @@ import pytest
 from api.fakes import FakeClient, FakeRenderer, http_client, make_context, sse_events
 from pagemill.api.context import ApiSettings
 from pagemill.api.tools.chat_format import ChatFormat
-from pagemill.api.tools.formats import TOOL_FORMATS, detect_format, detect_reasoning
+from pagemill.api.tools.formats import (
+    REASONING_ALIASES,
+    TOOL_ALIASES,
+    TOOL_FORMATS,
+    detect_format,
+    detect_reasoning,
+)
 from pagemill.errors import ConfigError
 
 USER = [{"role": "user", "content": "hi"}]
@@ -180,6 +186,8 @@ def test_every_format_is_detected_by_each_of_its_marks(row: Any) -> None:
 def test_the_more_special_format_is_detected_first() -> None:
     found = {
         "<tool_call>\n<function=example>": "qwen3_coder",
+        "<seed:tool_call>\n<function=example>": "seed_oss",
+        '<minimax:tool_call>\n<invoke name="f">': "minimax",
         "<tool_call>{name}\n<arg_key>": "glm",
         "<tool_call>\n{json}\n</tool_call>": "hermes",
         "<|start|>assistant<|channel|>analysis<tool_call>": "harmony",
@@ -197,6 +205,11 @@ def test_parsers_can_be_named() -> None:
     assert form.tools is not None
     assert form.reasoning is not None
     assert (form.tools.name, form.reasoning.name) == ("mistral", "think")
+    for alias, name in TOOL_ALIASES.items():
+        found = ChatFormat.of("", tools=alias).tools
+        assert found is not None
+        assert found.name == name
+    assert all(ChatFormat.of("", reasoning=alias) for alias in REASONING_ALIASES)
     assert ChatFormat.of("<think>" + HERMES, tools="none", reasoning="none") == ChatFormat()
     with pytest.raises(ConfigError, match="known are: deepseek"):
         http_client(make_context(settings=ApiSettings(tool_call_parser="x")))

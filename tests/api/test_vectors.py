@@ -24,6 +24,7 @@ from api.fakes import (
 )
 from api.live import serve, wait_until
 from pagemill.config.pooling import PoolingConfig
+from pagemill.errors import PageMillError
 
 EMBEDDER = PoolingConfig(task="embed", method="mean", width=4)
 MATRYOSHKA = PoolingConfig(task="embed", method="mean", width=4, dimensions=(2, 4))
@@ -258,6 +259,13 @@ def test_an_engine_that_is_full_says_when_to_come_back() -> None:
     response = post(pooling_client(EMBEDDER, raises=overloaded()), "/v1/embeddings", {"input": "a"})
     assert response.status_code == 503
     assert response.headers["retry-after"] == "7"
+
+
+def test_an_engine_that_gives_up_keeps_its_reasons() -> None:
+    client = pooling_client(EMBEDDER, raises=PageMillError("secret 0xdeadbeef"))
+    response = post(client, "/v1/embeddings", {"input": "a"})
+    assert response.status_code == 500
+    assert "0xdeadbeef" not in response.text and "could not finish" in response.text
 
 
 def test_a_client_that_leaves_cancels_its_request() -> None:

@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from pagemill.config.cache import CacheGroup
 from pagemill.engine.messages import EngineInfo
 from pagemill.params import SamplingParams
 from pagemill.scheduler.batch import Admission, Batch
@@ -28,10 +29,20 @@ MASK_WIDTH = VOCAB_SIZE // 32
 EMPTY = -1
 
 
-def next_token(tokens: Sequence[int], window: int = 0, allowed: int | None = None) -> int:
-    """The token that follows: a hash of the last `window` tokens (0: of all), moved up to the
-    next one whose bit is set in `allowed`."""
-    token = crc32(bytes(tokens[-window:] if window else tokens)) % VOCAB_SIZE
+def next_token(
+    tokens: Sequence[int], windows: Sequence[int] = (0,), allowed: int | None = None
+) -> int:
+    """The token that follows: a hash of what each table reads, its window's latest tokens (0:
+    all), moved up to the next one whose bit is set in `allowed`."""
+    return token_of([tokens] * len(windows), windows, allowed)
+
+
+def token_of(
+    texts: Sequence[Sequence[int]], windows: Sequence[int], allowed: int | None = None
+) -> int:
+    """The same, where every table has a text of its own."""
+    read = b"".join(bytes(text[-w:] if w else text) for text, w in zip(texts, windows, strict=True))
+    token = crc32(read) % VOCAB_SIZE
     while allowed is not None and not allowed >> token & 1:
         token = (token + 1) % VOCAB_SIZE
     return token
@@ -44,7 +55,7 @@ class Slot:
     params: SamplingParams
     known: list[int]
     prompt_len: int
-    table: list[int]
+    tables: list[list[int]]
     length: int  # tokens whose keys and values are in the cache
     last_token: int = EMPTY
     drafts: list[int] = field(default_factory=list)
@@ -104,7 +115,7 @@ class FakeExecutor:
         max_model_len: int = 256,
         num_drafts: int = 0,
         draft_accuracy: float = 0.6,
-        window: int = 0,
+        groups: Sequence[CacheGroup] = (CacheGroup(),),
         seed: int = 0,
         step_seconds: float = 0.0,
     ) -> None:
@@ -114,12 +125,13 @@ class FakeExecutor:
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            cache_groups=tuple(groups),
         )
         self.stream = Stream()
         self.batches: list[Batch] = []  # every batch it was given
         self._num_drafts = num_drafts
         self._draft_accuracy = draft_accuracy
-        self._window = window
+        self._windows = [g.window for g in groups for _ in range(g.num_tables)]  # by table
         self._rng = random.Random(seed)
         self._step_seconds = step_seconds
         self._block_size = block_size
@@ -154,31 +166,35 @@ class FakeExecutor:
         if self._step_seconds:
             time.sleep(self._step_seconds)
         for admission in batch.admitted:
-            self._slots[admission.slot] = _slot_of(admission)
+            self._slots[admission.slot] = _slot_of(admission, len(self._windows))
         self._extend_tables(batch)
         for row, tokens in enumerate(self._query_tokens(batch)):
             slot = self._slots[int(batch.slots[row])]
             start = int(batch.start[row])
             assert slot.length <= start if batch.resident[row] else slot.length == start
-            self._write(slot, tokens)
+            for index in range(len(slot.tables)):
+                self._write(slot, index, tokens)
 
-    def _write(self, slot: Slot, tokens: list[int]) -> None:
-        """Like keys and values, what is written depends on everything before it."""
-        before = self._address(slot, slot.length - 1) if slot.length else None
+    def _write(self, slot: Slot, index: int, tokens: list[int]) -> None:
+        """Like keys and values, what is written depends on everything before it, and on the
+        layers: another table's blocks do not serve."""
+        table, length = slot.tables[index], slot.length
+        before = self._address(table, length - 1) if length else None
         context = 0 if before is None else self._context[before]
-        for position, token in enumerate(tokens, slot.length):
-            address = self._address(slot, position)
+        for position, token in enumerate(tokens, length):
+            address = self._address(table, position)
             context = crc32(bytes([token]), context)
-            self._cache[address], self._context[address] = token, context
+            self._cache[address] = token + index * VOCAB_SIZE
+            self._context[address] = context
 
     def _extend_tables(self, batch: Batch) -> None:
         new = batch.new_blocks
-        for slot_id, index, block in zip(
+        for slot_id, index, blocks in zip(
             new.slots.tolist(), new.index.tolist(), new.block_ids.tolist(), strict=True
         ):
-            table = self._slots[slot_id].table
-            assert index == len(table), "blocks are appended in order"
-            table.append(block)
+            for table, block in zip(self._slots[slot_id].tables, blocks, strict=True):
+                assert index == len(table), "blocks are appended in order"
+                table.append(block)
 
     def _query_tokens(self, batch: Batch) -> list[list[int]]:
         known = batch.prompt_tokens.tolist()
@@ -210,42 +226,46 @@ class FakeExecutor:
     def _sample_row(self, batch: Batch, row: int, allowed: int | None) -> list[int]:
         slot = self._slots[int(batch.slots[row])]
         end = slot.length + int(batch.num_query[row])
-        text = self._read(slot, end)
+        texts = [self._read(slot, table, end) for table in range(len(slot.tables))]
         if not batch.samples[row]:
             slot.length = end
             return []
         num_drafts = int(batch.num_drafts[row])
-        accepted, drafts = text[: end - num_drafts], text[end - num_drafts :]
-        new = [next_token(accepted, self._window, allowed)]
+        drafts = texts[0][end - num_drafts :]
+        texts = [text[: end - num_drafts] for text in texts]
+        new = [token_of(texts, self._windows, allowed)]
         for draft in drafts:
             if draft != new[-1]:
                 break
-            new.append(next_token(accepted + new, self._window, allowed))
-        slot.length = len(accepted) + len(new) - 1
+            new.append(token_of([text + new for text in texts], self._windows, allowed))
+        slot.length = len(texts[0]) + len(new) - 1
         slot.last_token = new[-1]
-        slot.drafts = self._draft(accepted + new)
+        slot.drafts = self._draft(texts[0] + new)
         return new
 
     def _draft(self, text: list[int]) -> list[int]:
         drafts: list[int] = []
         for _ in range(self._num_drafts):
-            right = next_token(text + drafts, self._window)
+            right = next_token(text + drafts, self._windows)
             wrong = (right + 1) % VOCAB_SIZE
             drafts.append(right if self._rng.random() < self._draft_accuracy else wrong)
         return drafts
 
-    def _read(self, slot: Slot, end: int) -> list[int]:
-        """The text as the cache has it. Before the window it is made up: it must not matter."""
-        first = max(0, slot.length - self._window + 1) if self._window else 0
-        text = [self._cache[self._address(slot, position)] for position in range(first, end)]
+    def _read(self, slot: Slot, index: int, end: int) -> list[int]:
+        """The text as a table has it. Before the window it is made up: it must not matter."""
+        table, window = slot.tables[index], self._windows[index]
+        first = max(0, slot.length - window + 1) if window else 0
+        text = [self._cache[self._address(table, position)] for position in range(first, end)]
         assert EMPTY not in text
-        if not self._window:
-            assert self._context[self._address(slot, end - 1)] == crc32(bytes(text))
+        assert all(value // VOCAB_SIZE == index for value in text), "blocks of another table"
+        text = [value % VOCAB_SIZE for value in text]
+        if not window:
+            assert self._context[self._address(table, end - 1)] == crc32(bytes(text))
         return [0] * first + text
 
-    def _address(self, slot: Slot, position: int) -> int:
+    def _address(self, table: list[int], position: int) -> int:
         block, offset = divmod(position, self._block_size)
-        return slot.table[block] * self._block_size + offset
+        return table[block] * self._block_size + offset
 
     def _logprobs(self, batch: Batch, token_ids: NDArray[np.int32]) -> RowLogprobs | None:
         """Made up, but recognisable: the token, then its successors."""
@@ -287,12 +307,13 @@ def check_batch(batch: Batch, info: EngineInfo) -> None:
     assert not (new.block_ids == 0).any(), "the null block is never handed out"
 
 
-def _slot_of(admission: Admission) -> Slot:
+def _slot_of(admission: Admission, num_tables: int) -> Slot:
+    columns = admission.block_ids.reshape(-1, num_tables)
     return Slot(
         params=admission.params,
         known=admission.token_ids.tolist(),
         prompt_len=admission.prompt_len,
-        table=admission.block_ids.tolist(),
+        tables=[columns[:, table].tolist() for table in range(num_tables)],
         length=admission.num_computed,
     )
 

@@ -12,12 +12,13 @@ import numpy as np
 from pytest import MonkeyPatch
 
 from engine.fake_device import FakeExecutor
+from pagemill.config.cache import CacheGroup
 from pagemill.engine.engine import Engine
-from pagemill.kvcache import hashing
+from pagemill.kvcache import hashing, manager
 from pagemill.kvcache.block_pool import BlockPool
-from pagemill.kvcache.manager import KVCacheManager
-from pagemill.kvcache.spec import CacheGroup
-from pagemill.scheduler import plan, retire
+from pagemill.kvcache.manager import GroupBlocks, KVCacheManager
+from pagemill.kvcache.spec import NULL_BLOCK
+from pagemill.scheduler import plan, retire, scheduler
 from pagemill.scheduler.retire import Retirement
 from pagemill.scheduler.scheduler import Scheduler
 from pagemill.scheduler.slots import Slots
@@ -63,8 +64,8 @@ def text_is_committed_a_block_early(patch: MonkeyPatch) -> None:
     original = KVCacheManager.commit
 
     def commit(self: Any, blocks: Any, token_ids: Any, num_tokens: int) -> None:
-        early = min(len(token_ids), num_tokens + self.group.block_size - 1)
-        original(self, blocks, token_ids, min(early, len(blocks.block_ids) * 8))
+        early = min(len(token_ids), num_tokens + self.layout.block_size - 1)
+        original(self, blocks, token_ids, min(early, blocks.num_columns * 8))
 
     patch.setattr(KVCacheManager, "commit", commit)
 
@@ -102,7 +103,7 @@ def reused_blocks_keep_their_hash(patch: MonkeyPatch) -> None:
     patch.setattr(
         BlockPool,
         "register",
-        lambda self, block, block_hash: self._block_of.setdefault(block_hash, block),
+        lambda self, blocks, block_hash: self._blocks_of.setdefault(block_hash, tuple(blocks)),
     )
 
 
@@ -209,12 +210,46 @@ def uploads_share_one_buffer(patch: MonkeyPatch) -> None:
 
 
 def the_window_drops_a_block_too_much(patch: MonkeyPatch) -> None:
-    original = CacheGroup.first_needed_block
-    patch.setattr(
-        CacheGroup,
-        "first_needed_block",
-        lambda self, position: original(self, position) + bool(self.window),
-    )
+    original = KVCacheManager.drop_passed
+
+    def drop(self: Any, blocks: Any, position: int) -> None:
+        original(self, blocks, position + self.layout.block_size)
+
+    patch.setattr(KVCacheManager, "drop_passed", drop)
+
+
+def the_window_counts_for_all_tables(patch: MonkeyPatch) -> None:
+    patch.setattr(CacheGroup, "first_needed", lambda self, position: max(0, position - 8))
+
+
+def a_hit_needs_nothing_of_the_window(patch: MonkeyPatch) -> None:
+    def find(self: Any, index: int, hashes: list[bytes]) -> Any:
+        end, num_tables = len(hashes), self.layout.groups[index].num_tables
+        return end, GroupBlocks([NULL_BLOCK] * end * num_tables, end)
+
+    patch.setattr(KVCacheManager, "_find_window", find)
+
+
+def the_groups_find_each_others_blocks(patch: MonkeyPatch) -> None:
+    patch.setattr(manager, "_name", lambda block_hash, group: block_hash)
+
+
+def a_content_outlives_one_of_its_blocks(patch: MonkeyPatch) -> None:
+    def forget(self: Any, taken: int) -> None:
+        name = self._hash_of[taken]
+        if self._blocks_of.get(name, (taken,))[-1] == taken:
+            self._blocks_of.pop(name, None)
+        self._hash_of[taken] = None
+
+    patch.setattr(BlockPool, "_forget", forget)
+
+
+def the_cached_tables_are_admitted_in_another_order(patch: MonkeyPatch) -> None:
+    def change(admission: Any, *_args: Any) -> Any:
+        admission.block_ids = admission.block_ids[:, ::-1].copy()
+        return admission
+
+    _after(patch, scheduler, "_admission", change)
 
 
 def a_whole_prompt_may_be_cached(patch: MonkeyPatch) -> None:
@@ -250,6 +285,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     forward_overtakes_what_was_enqueued_before,
     uploads_share_one_buffer,
     the_window_drops_a_block_too_much,
+    the_window_counts_for_all_tables,
+    a_hit_needs_nothing_of_the_window,
+    the_groups_find_each_others_blocks,
+    a_content_outlives_one_of_its_blocks,
+    the_cached_tables_are_admitted_in_another_order,
     a_whole_prompt_may_be_cached,
     finished_requests_keep_their_blocks,
 )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.fake_device import MASK_WIDTH, VOCAB_SIZE, FakeExecutor, next_token
+from pagemill.config.cache import CacheGroup
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.engine import Engine
 from pagemill.engine.messages import AddRequest, LogprobsChunk, RequestDelta
@@ -27,6 +28,15 @@ GRAMMAR_END = 24
 HASH_KEY = "00ff" * 8
 MULTIPLES = [sum(1 << token for token in range(0, VOCAB_SIZE, step)) for step in (2, 3)]
 MAX_STEPS = 3000
+# One table; one with a window; and tables that keep different parts of the text.
+GROUPS = (
+    *3 * [(CacheGroup(),)],
+    (CacheGroup(5),),
+    (CacheGroup(9),),
+    (CacheGroup(), CacheGroup(5)),
+    (CacheGroup(), CacheGroup(9, 2)),
+    (CacheGroup(0, 2), CacheGroup(9), CacheGroup(5)),
+)
 
 
 class TurnsState:
@@ -80,14 +90,14 @@ class TurnsGrammar:
 
 
 def expected_output(
-    prompt: list[int], params: SamplingParams, max_total: int, window: int
+    prompt: list[int], params: SamplingParams, max_total: int, windows: list[int]
 ) -> tuple[list[int], str, int | None]:
     """The generation of one request alone: tokens, finish reason and stop reason."""
     text = list(prompt)
     constrained = params.structured_outputs is not None
     while True:
         allowed = MULTIPLES[(len(text) - len(prompt)) % 2] if constrained else None
-        text.append(next_token(text, window, allowed))
+        text.append(next_token(text, windows, allowed))
         token, num_generated = text[-1], len(text) - len(prompt)
         if num_generated >= params.min_tokens:
             if token in params.eos_token_ids and not params.ignore_eos:
@@ -127,17 +137,18 @@ class Trial:
         self.rng = rng = random.Random(seed)
         self.seed = seed
         self.now = 1.0
-        self.window = rng.choice([0, 0, 0, 0, 5, 9])
+        self.groups = rng.choice(GROUPS)
+        self.windows = [g.window for g in self.groups for _ in range(g.num_tables)]
         self.block_size = rng.choice([2, 4, 4, 8])
         num_drafts = rng.choice([0, 0, 1, 3])
         self.device = FakeExecutor(
-            num_blocks=1 + rng.choice([40, 48, 64, 160]) // self.block_size,
+            num_blocks=1 + rng.choice([40, 48, 64, 160]) // self.block_size * len(self.windows),
             block_size=self.block_size,
             max_num_seqs=rng.randint(1, 6),
             max_num_batched_tokens=rng.randint(3, 24),
             max_model_len=rng.choice([48, 64]),
             num_drafts=num_drafts,
-            window=self.window,
+            groups=self.groups,
             seed=seed,
         )
         self.config = EngineConfig(
@@ -146,6 +157,7 @@ class Trial:
             device="cpu",
             dtype="float32",
             max_model_len=self.device.info.max_model_len,
+            max_num_batched_tokens=self.device.info.max_num_batched_tokens,
             block_size=self.block_size,
             prefix_caching=rng.random() < 0.9,
             overlap=rng.random() < 0.8,
@@ -158,7 +170,6 @@ class Trial:
         self.engine = Engine(
             self.config,
             self.device,
-            window=self.window,
             grammar=TurnsGrammar(rng),
             clock=lambda: self.now,
         )
@@ -254,7 +265,7 @@ class Trial:
     def _check(self, caller: Caller) -> None:
         max_total = min(len(caller.prompt) + caller.params.max_tokens, self._longest())
         tokens, finish_reason, stop_reason = expected_output(
-            caller.prompt, caller.params, max_total, self.window
+            caller.prompt, caller.params, max_total, self.windows
         )
         if caller.last.finish_reason == "abort":
             assert caller.cancelled or caller.last.error is not None
@@ -267,11 +278,16 @@ class Trial:
 
     def _longest(self) -> int:
         """The longest text that context and cache can hold."""
-        info = self.device.info
-        num_positions = (info.num_blocks - 1) * info.block_size
-        live = self.window + info.max_num_batched_tokens + 2 * info.block_size
-        endless = self.window and live <= num_positions
-        return info.max_model_len if endless else min(info.max_model_len, num_positions)
+        info, size = self.device.info, self.block_size
+        ahead = max(info.max_num_batched_tokens, 2 * (1 + self.config.num_speculative_tokens))
+        columns = 0
+        while columns * size < info.max_model_len:
+            needed = columns + 1
+            live = [min(needed, -(-(w + ahead) // size) + 2) if w else needed for w in self.windows]
+            if sum(live) > info.num_blocks - 1:
+                break
+            columns = needed
+        return min(info.max_model_len, columns * size)
 
     def _check_launches(self) -> None:
         """No request that was certain to finish was launched again."""

@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from schemathesis.specs.openapi.checks import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from api.fakes import FakeClient, make_context
+from api.fakes import FakeClient, make_context, pooling_client
 from pagemill.api.app import build_app
 from pagemill.api.context import ApiSettings
+from pagemill.config.pooling import PoolingConfig
 
 ADMIN_KEY = "admin"
 CHECKS = [
@@ -45,6 +47,13 @@ CHECKS = [
     response_schema_conformance,
 ]
 USER = [{"role": "user", "content": "hi"}]
+_PAIRS = {"text_1": "x", "text_2": ["y", "z"]}
+_RERANK = ("/rerank", "/v1/rerank", "/v2/rerank")
+VECTORS = {"/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", *_RERANK}
+POOLINGS = (
+    PoolingConfig(task="embed", method="mean", width=4, dimensions=(2, 4)),
+    PoolingConfig(task="classify", method="cls", width=1, labels=("LABEL_0",)),
+)
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x", "max_tokens": 2},
     "/v1/chat/completions": {"messages": USER, "max_tokens": 2},
@@ -53,6 +62,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": USER},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1]},
+    "/v1/embeddings": {"input": "x"},
+    "/pooling": {"input": "x"},
+    "/classify": {"input": "x"},
+    "/score": _PAIRS,
+    "/v1/score": _PAIRS,
+    **{path: {"query": "x", "documents": ["y", "z"]} for path in _RERANK},
 }
 BAD_WHILE_FUZZED = {"stream", "model", "background"}  # left out of most cases
 MAX_FIELDS = 3
@@ -76,10 +91,11 @@ class Tally:
         return total
 
 
-def fake_schema() -> Any:
+def fake_schema(pooling: PoolingConfig | None = None) -> Any:
     """The document of an application with a fake engine, whose cases call that application."""
     settings_ = ApiSettings(allowed_hosts=(), admin_keys=(ADMIN_KEY,))
-    app = build_app(make_context(FakeClient(), settings_))
+    client = FakeClient() if pooling is None else pooling_client(pooling)
+    app = build_app(make_context(client, settings_))
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
@@ -90,11 +106,16 @@ def fuzz(
     seed_number: int,
     key: str = ADMIN_KEY,
     seconds: float = float("inf"),
+    paths: Collection[str] | None = None,
+    tally: Tally | None = None,
 ) -> Tally:
-    """Up to `examples` cases of each kind for every endpoint, for about `seconds` at most."""
-    tally = Tally()
+    """Up to `examples` cases of each kind for every endpoint, for about `seconds` at most;
+    of some paths only, if `paths` names them."""
+    tally = tally or Tally()
     deadline = time.monotonic() + seconds
     for operation in (result.ok() for result in schema.get_all_operations()):
+        if paths is not None and operation.path not in paths:
+            continue
         for mode in GenerationMode:
             _fuzz_operation(operation, mode, examples, seed_number, key, tally, deadline)
     return tally
@@ -162,17 +183,14 @@ def main() -> int:
     parser.add_argument("--url", help="a running server instead of the fake one")
     parser.add_argument("--key", default=ADMIN_KEY, help="its admin key")
     args = parser.parse_args()
+    options = {"examples": args.examples, "seed_number": args.seed, "seconds": args.seconds}
     schema = fake_schema()
     if args.url:
         headers = {"authorization": f"Bearer {args.key}"}
         schema = schemathesis.openapi.from_url(f"{args.url}/openapi.json", headers=headers)
-    tally = fuzz(
-        schema,
-        examples=args.examples,
-        seed_number=args.seed,
-        key=args.key,
-        seconds=args.seconds,
-    )
+    tally = fuzz(schema, key=args.key, **options)
+    for pooling in () if args.url else POOLINGS:
+        fuzz(fake_schema(pooling), paths=VECTORS, tally=tally, **options)
     sys.stdout.write(f"{dict(sorted(tally.statuses().items()))}\n")
     sys.stdout.writelines(f"{line}\n" for line in tally.wrong[:20])
     return 1 if tally.wrong else 0

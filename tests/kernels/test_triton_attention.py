@@ -217,8 +217,8 @@ def test_attention_with_rope_equals_the_two_steps(
 
 
 def test_splits_fill_the_device_and_no_more() -> None:
-    assert choose_splits(8, 132).num_splits == 64
-    assert choose_splits(64, 132).num_splits == 16
-    assert choose_splits(200, 132).num_splits == 4  # 528 / 200 rounds up to 3
-    full = choose_splits(2048, 132)
-    assert (full.num_splits, full.min_chunk) == (4, 2048)
+    def splits(pairs: int, longest: int = 4096) -> int:
+        return choose_splits(pairs, 132, longest).num_splits
+
+    assert [splits(pairs) for pairs in (8, 32, 64, 512, 2048)] == [64, 64, 4, 2, 1]
+    assert splits(2048, longest=32_768) == 4

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from kernels.triton_harness import DEVICES, HALF_TYPES, TOLERANCE, assert_near
-from pagemill.ops.triton.skinny_linear import SkinnyConfig, skinny_linear
+from pagemill.ops.triton.batch_linear import (
+    BatchConfig,
+    batch_linear,
+    batch_linear_add,
+    begin_stream,
+    norm_batch_linear,
+)
 from pagemill.ops.triton.vector_linear import VectorConfig, norm_vector_linear, vector_linear
 
 DTYPES = [torch.float32, *HALF_TYPES]
@@ -76,29 +82,66 @@ def test_norm_vector_linear(device: str, dtype: torch.dtype, activation: str | N
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("splits", [1, 4])
-@pytest.mark.parametrize(("tokens", "out", "inner"), [(2, 64, 256), (16, 70, 576), (5, 33, 1000)])
-def test_skinny_linear(
+@pytest.mark.parametrize(
+    ("tokens", "out", "inner"), [(2, 64, 256), (16, 70, 576), (5, 33, 1000), (70, 64, 256)]
+)
+def test_batch_linear(
     device: str, dtype: torch.dtype, splits: int, tokens: int, out: int, inner: int
 ) -> None:
     x, weight, bias = make(tokens, out, inner, device, dtype)
-    counters = torch.zeros(8, dtype=torch.int32, device=device)
-    config = SkinnyConfig(32, 64, splits, 4, 3)
+    counters = torch.zeros(16, dtype=torch.int32, device=device)
+    config = BatchConfig(32, 32, 64, splits, 4, 3)
     for given in (None, bias):
-        y = skinny_linear(x, weight, given, counters, config)
+        y = batch_linear(x, weight, given, counters, config)
         assert_near(y, linear(x, weight, given), TOLERANCE[dtype])
     assert not counters.any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_skinny_linear_chooses_its_own_shape(device: str) -> None:
-    x, weight, _ = make(3, 64, 1024, device, torch.float32)
-    counters = torch.zeros(8, dtype=torch.int32, device=device)
-    assert_near(skinny_linear(x, weight, None, counters), linear(x, weight, None), 1e-5)
+def test_batch_linear_chooses_its_own_shape(device: str) -> None:
+    counters = torch.zeros(64, dtype=torch.int32, device=device)
+    for tokens in (3, 20, 100):
+        x, weight, _ = make(tokens, 64, 512, device, torch.float32)
+        y = batch_linear(x, weight, None, counters)
+        assert_near(y, linear(x, weight, None), 1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_skinny_linear_takes_rows_inside_a_wider_tensor(device: str) -> None:
+def test_batch_linear_takes_rows_inside_a_wider_tensor(device: str) -> None:
     wide, weight, _ = make(4, 40, 128, device, torch.float32)
     x, weight = wide[:, 32:96], weight[:, 32:96].contiguous()
     counters = torch.zeros(8, dtype=torch.int32, device=device)
-    assert_near(skinny_linear(x, weight, None, counters), linear(x, weight, None), 1e-5)
+    assert_near(batch_linear(x, weight, None, counters), linear(x, weight, None), 1e-5)
+
+
+def rms_norm(x: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    x = x.double()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * norm.double()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("tokens", "splits"), [(3, 1), (3, 2), (40, 1), (40, 2)])
+def test_the_stream_passes_norms_on(
+    device: str, dtype: torch.dtype, activation: str, tokens: int, splits: int
+) -> None:
+    x, weight, bias = make(tokens, 70, 96, device, dtype)
+    config = BatchConfig(16, 16, 32, splits, 4, 3)
+    counters = torch.zeros(64, dtype=torch.int32, device=device)
+    norms = [torch.rand(96, device=device) + 0.5 for _ in range(2)]
+    stream = begin_stream(x.clone(), norms[0])
+    normed = rms_norm(x, norms[0])
+    y = norm_batch_linear(stream, 1e-6, weight, bias, None, counters, config)
+    assert_near(y, linear(normed, weight, bias), TOLERANCE[dtype])
+    gate, up = linear(normed, weight, None).chunk(2, -1)
+    gelu = torch.nn.functional.gelu(gate, approximate="tanh")
+    gate = torch.nn.functional.silu(gate) if activation == "silu" else gelu
+    hidden = norm_batch_linear(stream, 1e-6, weight, None, activation, counters, config)
+    assert_near(hidden, gate * up, TOLERANCE[dtype])
+    _, down, down_bias = make(1, 96, 35, device, dtype)
+    batch_linear_add(hidden, down, down_bias, stream, norms[1], counters, config)
+    assert_near(stream.values, x.double() + linear(hidden, down, down_bias), TOLERANCE[dtype])
+    y = norm_batch_linear(stream, 1e-6, weight, None, None, counters, config)
+    assert_near(y, linear(rms_norm(stream.values, norms[1]), weight, None), TOLERANCE[dtype])
+    assert not counters.any()

@@ -71,18 +71,30 @@ def test_rope_equals_the_specification(device: str) -> None:
 def test_fused_ops_equal_the_ops_they_replace(device: str, name: str) -> None:
     ops = TritonOps()
     assert isinstance(ops, FusedOps)
-    assert ops.fuses(1, 96) and not ops.fuses(2, 96) and not ops.fuses(1, 5000)
-    x, norm = torch.randn(1, 96, device=device), torch.rand(96, device=device)
-    gate_up, bias = torch.randn(80, 96, device=device), torch.randn(80, device=device)
-    normed = REFERENCE.rms_norm(x, norm, 1e-6)
-    expected = REFERENCE.linear(normed, gate_up, bias)
-    assert_near(ops.norm_linear(x, norm, 1e-6, gate_up, bias), expected, 1e-5)
     activate = REFERENCE.silu_mul if name == "silu" else REFERENCE.gelu_tanh_mul
-    hidden = ops.norm_gate_up(x, norm, 1e-6, gate_up, name)
-    assert_near(hidden, activate(REFERENCE.linear(normed, gate_up, None)), 1e-5)
-    down, residual = torch.randn(96, 40, device=device), x.clone()
-    ops.linear_add(hidden, down, None, residual)
-    assert_near(residual, x + REFERENCE.linear(hidden, down, None), 1e-5)
+    gate_up, bias = torch.randn(80, 96, device=device), torch.randn(80, device=device)
+    down = torch.randn(96, 40, device=device)
+    norms = [torch.rand(96, device=device) for _ in range(2)]
+    for num_tokens in (1, 3):
+        x = torch.randn(num_tokens, 96, device=device)
+        stream = ops.begin_stream(x.clone(), norms[0])
+        normed = REFERENCE.rms_norm(x, norms[0], 1e-6)
+        expected = REFERENCE.linear(normed, gate_up, bias)
+        assert_near(ops.norm_linear(stream, 1e-6, gate_up, bias), expected, 1e-5)
+        hidden = ops.norm_gate_up(stream, 1e-6, gate_up, name)
+        assert_near(hidden, activate(REFERENCE.linear(normed, gate_up, None)), 1e-5)
+        ops.linear_add(hidden, down, None, stream, norms[1])
+        assert_near(stream.values, x + REFERENCE.linear(hidden, down, None), 1e-5)
+        normed = REFERENCE.rms_norm(stream.values, norms[1], 1e-6)
+        y = ops.norm_linear(stream, 1e-6, gate_up, None)
+        assert_near(y, REFERENCE.linear(normed, gate_up, None), 1e-5)
+
+
+def test_fused_ops_are_for_few_tokens() -> None:
+    ops = TritonOps()
+    assert ops.fuses(1, 96, torch.float32) and not ops.fuses(1, 5000, torch.bfloat16)
+    assert ops.fuses(16, 8192, torch.bfloat16) and not ops.fuses(17, 1024, torch.bfloat16)
+    assert not ops.fuses(2, 96, torch.float32) and not ops.fuses(2, 96, torch.float16)
 
 
 @pytest.mark.parametrize("device", DEVICES)

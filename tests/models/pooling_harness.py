@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.tiny import SIZES
 from pagemill.config.args import ServeArgs
-from pagemill.config.facts import DeviceFacts
+from pagemill.config.facts import DeviceFacts, detect
 from pagemill.engine.build import build_engine
 from pagemill.frontend.outputs import PooledOutput, Prompt
 from pagemill.frontend.pooling import PoolingCollector, pooling_request, resolve_pooling_params
@@ -49,7 +49,8 @@ class PoolingEngine:
 
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         args = {"dtype": "float32", "kv_cache_bytes": 2**22, "device": "cpu", **options}
-        config = prepare(ServeArgs(model=str(folder), **args), CPU).config
+        facts = CPU if args["device"] == "cpu" else detect(args["device"])
+        config = prepare(ServeArgs(model=str(folder), **args), facts).config
         self.engine = build_engine(config, _ignore)
         self.info = self.engine.info
         self._hasher = PromptHasher(config)

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 
 from models.pooling_harness import ENCODER_SIZES, Float32, engine_of, pool, save_tiny, texts
-from pagemill.errors import ConfigError, ModelLoadError
+from pagemill import LLM
+from pagemill.errors import ConfigError, ModelLoadError, WrongModel
 from pagemill.frontend.outputs import Prompt
 from pagemill.params import PoolingParams
 
@@ -89,6 +95,21 @@ def test_encoders(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(by_token[i], states, atol=2e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("float32", 5e-3)])
+def test_encoders_and_decoders_on_a_gpu(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    encoder, decoder = tmp_path / "encoder", tmp_path / "decoder"
+    bert = save_tiny(encoder, "BertConfig", "AutoModel", ENCODER_SIZES)
+    qwen = save_tiny(decoder, "Qwen3Config", "AutoModel", head_dim=32)
+    prompts = texts(LENGTHS)
+    for folder, model, token in ((encoder, bert, 0), (decoder, qwen, -1)):
+        with engine_of(folder, device="cuda", dtype=dtype, max_num_batched_tokens=128) as engine:
+            found = pool(engine, prompts)
+        for vector, prompt in zip(found, prompts, strict=True):
+            expected = unit(hidden_states(model, prompt)[token])
+            assert float(vector @ expected) > 1 - tolerance
+
+
 def test_mean_over_tokens_and_the_length_of_sentence_transformers(tmp_path: Path) -> None:
     model = save_tiny(tmp_path, "BertConfig", "AutoModel", ENCODER_SIZES)
     write_modules(tmp_path, "mean_tokens", normalize=False, max_length=64)
@@ -117,6 +138,38 @@ def test_pairs_tell_the_second_text(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores[i], 1 / (1 + np.exp(-expected)), atol=1e-5)
     same = Prompt(prompts[0].token_ids)
     assert not np.allclose(logits(model, same), logits(model, prompts[0]), atol=1e-3)
+
+
+def test_a_cross_encoder_with_a_unigram_tokenizer_scores_texts(tmp_path: Path) -> None:
+    keys = {"type_vocab_size": 1, "pad_token_id": 1, "num_labels": 1}
+    auto = "AutoModelForSequenceClassification"
+    model = save_tiny(tmp_path, "XLMRobertaConfig", auto, ENCODER_SIZES, **keys)
+    tokenizer = unigram_tokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    pairs = [("river bank", "cold river"), ("river bank", "bank")]
+    llm = LLM(str(tmp_path), dtype="float32")
+    outputs = llm.score("river bank", ["cold river", "bank"], use_tqdm=False)
+    for output, pair in zip(outputs, pairs, strict=True):
+        ids = tokenizer.encode(*pair).ids
+        assert output.prompt_token_ids == ids and ids.count(2) == 3
+        expected = 1 / (1 + np.exp(-logits(model, Prompt(ids))))
+        assert output.outputs.score == pytest.approx(float(expected[0]), abs=1e-5)
+    llm.shutdown()
+
+
+def unigram_tokenizer() -> Tokenizer:
+    """As XLM-R's, with few words."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "\u2581river", "\u2581bank", "\u2581cold", "\u2581"]
+    made = Tokenizer(Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=3))
+    made.pre_tokenizer = Metaspace()
+    made.decoder = MetaspaceDecoder()
+    made.add_special_tokens(words[:4])
+    made.post_processor = TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return made
 
 
 @pytest.mark.parametrize(
@@ -179,6 +232,17 @@ def test_shorter_embeddings_where_the_model_allows(tmp_path: Path) -> None:
         short = pool(engine, prompts, PoolingParams(dimensions=16))
     for own, cut in zip(whole, short, strict=True):
         np.testing.assert_allclose(cut, unit(own[:16]), atol=1e-6)
+
+
+def test_offline_calls_take_more_prompts_than_a_server_would_queue(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "BertConfig", "AutoModel", ENCODER_SIZES)
+    llm = LLM(str(tmp_path), skip_tokenizer_init=True, max_num_seqs=64)
+    outputs = llm.encode([[5, i % 100 + 3] for i in range(1300)], use_tqdm=False)
+    assert len(outputs) == 1300
+    np.testing.assert_allclose(outputs[7].outputs.data, outputs[107].outputs.data, atol=1e-6)
+    with pytest.raises(WrongModel, match="no text"):
+        llm.generate([[5]])
+    llm.shutdown()
 
 
 def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ async def prepare(intake: Intake[ChatRequest], id_prefix: str) -> tuple[Generati
     generation = Generation(
         context,
         intake.scope,
-        [truncate(prompt, body.truncate_prompt_tokens, intake.renderer.max_model_len)],
+        [truncate(prompt, body, intake.renderer.max_model_len)],
         await _shaped(params, form, body),
         id_prefix=id_prefix,
         priority=body.priority or 0,

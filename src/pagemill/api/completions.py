@@ -108,7 +108,7 @@ async def _render(prompt: str | list[int], body: CompletionRequest, renderer: Re
         rendered = renderer.check_token_ids(prompt)
     if not rendered.token_ids:
         raise InvalidParams("prompt must not be empty", param="prompt")
-    return truncate(rendered, body.truncate_prompt_tokens, renderer.max_model_len)
+    return truncate(rendered, body, renderer.max_model_len)
 
 
 async def _render_infill(

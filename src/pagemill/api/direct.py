@@ -25,8 +25,16 @@ Encode = Callable[[ChoiceUpdate], bytes]
 class BodyWriter(Protocol):
     """Writes to a response whose headers have been sent and whose length is open."""
 
-    def write(self, data: bytes) -> bool:
-        """Write a part of the body; False, with nothing written, when it would have to wait."""
+    def is_ready(self) -> bool:
+        """Whether a write would go out at once: the client is there and keeps up."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body; nothing for no data, which would end it."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection, and what the client has not taken."""
         ...
 
 
@@ -52,6 +60,10 @@ class DirectPath:
         self._writer: BodyWriter | None = None
         self.wrote = False
 
+    @property
+    def is_open(self) -> bool:
+        return self._writer is not None
+
     def open(self, writer: BodyWriter | None) -> None:
         """Write to `writer` from now on."""
         if writer is not None:
@@ -67,11 +79,14 @@ class DirectPath:
         writer, encode = self._writer, self._encode
         if writer is None or encode is None or update.finish_reason is not None:
             return False
+        # Asked first: encoding may move a parser on, so it must not be done twice.
+        if not writer.is_ready():
+            return False
         try:
-            written = writer.write(encode(update))
+            writer.write(encode(update))
         except Exception:
             # The usual way meets the same error, and tells the client.
             logger.exception("an update could not be written directly")
             return False
-        self.wrote = self.wrote or written
-        return written
+        self.wrote = True
+        return True

@@ -8,12 +8,13 @@ pass the rest on unchanged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from typing import Any
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pagemill.api.connection import run_while_connected
 from pagemill.api.errors import ClientDisconnected, error_response
 from pagemill.errors import OverloadedError
 
@@ -24,6 +25,14 @@ ANYWHERE = frozenset(
         "/v1/completions",
         "/v1/messages",
         "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/rerank",
+        "/v1/score",
+        "/score",
+        "/classify",
+        "/pooling",
         "/v1/models",
         "/tokenize",
         "/detokenize",
@@ -56,10 +65,9 @@ class Forwarder:
             error = OverloadedError("The server is restarting or stopping", RETRY_SECONDS)
             await error_response(error, scope["path"])(scope, receive, send)
             return
-        exchange = _Exchange(reader, send)
+        exchange = _Exchange(reader, send, has_body=scope["method"] != "HEAD")
         try:
-            await _send_request(writer, scope, receive)
-            await run_while_connected(exchange.answer(), receive)
+            await _first(exchange.answer(), _pass_on(writer, scope, receive))
         except (ConnectionError, asyncio.IncompleteReadError, httptools.HttpParserError):
             if not exchange.started:
                 error = OverloadedError("The server is restarting or stopping", RETRY_SECONDS)
@@ -85,6 +93,27 @@ class OwnerDoor:
                     scope["client"] = (host, int(port))
             scope["headers"] = [pair for pair in headers if pair[0] != CLIENT_HEADER]
         await self._app(scope, receive, send)
+
+
+async def _first(answer: Coroutine[Any, Any, None], sending: Coroutine[Any, Any, None]) -> None:
+    """Until there is an answer, which may come before everything was sent; raises what they do."""
+    tasks = [asyncio.ensure_future(answer), asyncio.ensure_future(sending)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        (tasks[0] if tasks[0] in done else tasks[1]).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pass_on(writer: asyncio.StreamWriter, scope: Scope, receive: Receive) -> None:
+    """Send the request, then wait for the client to leave. Raises ClientDisconnected."""
+    with suppress(ConnectionError):  # then the owner has answered, or is gone
+        await _send_request(writer, scope, receive)
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientDisconnected
 
 
 async def _send_request(writer: asyncio.StreamWriter, scope: Scope, receive: Receive) -> None:
@@ -128,8 +157,9 @@ async def _body(receive: Receive) -> AsyncIterator[bytes]:
 class _Exchange:
     """Reads the owner's response and sends it on as it comes."""
 
-    def __init__(self, reader: asyncio.StreamReader, send: Send) -> None:
+    def __init__(self, reader: asyncio.StreamReader, send: Send, *, has_body: bool) -> None:
         self.started = False
+        self._has_body = has_body
         self._reader = reader
         self._send = send
         self._parser = httptools.HttpResponseParser(self)
@@ -158,6 +188,8 @@ class _Exchange:
         status = self._parser.get_status_code()
         start = {"type": "http.response.start", "status": status, "headers": self._headers}
         self._messages.append(start)
+        if not self._has_body:
+            self.on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         self._messages.append({"type": "http.response.body", "body": body, "more_body": True})

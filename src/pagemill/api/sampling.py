@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from pagemill.api.body import check_nesting, check_size
 from pagemill.api.context import Limits, ServerContext
 from pagemill.api.schema import NO_EFFECT, REFUSED, GenerationFields, ResponseFormat
@@ -33,6 +35,7 @@ _PASSED_ON = (
     "allowed_token_ids",
     "bad_words",
     "timeout",
+    "stream_interval",
 )
 _STRUCTURAL_MEMBERS = ("structures", "triggers", "format")
 _GUIDED = {
@@ -108,8 +111,12 @@ def check_num_choices(num_prompts: int, n: int, limits: Limits) -> None:
         )
 
 
-def truncate(prompt: Prompt, keep: int | None, max_model_len: int) -> Prompt:
-    """The last `keep` tokens of a prompt; -1 keeps what fits the context with one token more."""
+def truncate(prompt: Prompt, request: GenerationFields, max_model_len: int) -> Prompt:
+    """As the request has it: the last N tokens, or the first where `truncation_side` is "right".
+
+    -1 keeps what fits the context with one token more.
+    """
+    keep, side = request.truncate_prompt_tokens, request.truncation_side
     if keep is None:
         return prompt
     if keep == -1:
@@ -121,7 +128,8 @@ def truncate(prompt: Prompt, keep: int | None, max_model_len: int) -> Prompt:
         )
     if len(prompt.token_ids) <= keep:
         return prompt
-    return Prompt(token_ids=prompt.token_ids[-keep:])
+    kept = slice(keep) if side == "right" else slice(-keep, None)
+    return Prompt(token_ids=prompt.token_ids[kept])
 
 
 def structured_outputs(request: GenerationFields, limits: Limits) -> StructuredOutputs | None:
@@ -137,12 +145,18 @@ def structured_outputs(request: GenerationFields, limits: Limits) -> StructuredO
         value = getattr(request, name)
         if value is not None:
             found[name] = StructuredOutputs(**{kind: value})
+    blanks = request.guided_whitespace_pattern
     if not found:
+        if blanks is not None:
+            name = "guided_whitespace_pattern"
+            raise InvalidParams(f"{name} needs a JSON schema, as in guided_json", param=name)
         return None
     if len(found) > 1:
         names = ", ".join(found)
         raise InvalidParams(f"Only one of {names} may be given", param=list(found)[1])
     ((name, outputs),) = found.items()
+    if blanks is not None:
+        outputs = msgspec.structs.replace(outputs, whitespace_pattern=blanks)
     check_nesting(outputs.json or outputs.structural_tag, limits.max_nesting, name)
     check_size(outputs, limits.max_schema_bytes, name)
     return outputs

@@ -77,9 +77,11 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     priority: Int64 | None = None
@@ -92,6 +94,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     user: Any = None
     metadata: Any = None
@@ -103,18 +106,15 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     prompt_cache_options: Any = None
     session_id: Any = None
     guided_decoding_backend: Any = None
-    guided_whitespace_pattern: Any = None
 
     best_of: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
     early_stopping: Any = None
-    truncation_side: Any = None
     logits_processors: Any = None
     logprob_token_ids: Any = None
     thinking_token_budget: Any = None
     repetition_detection: Any = None
-    stream_interval: Any = None
     watermarking: Any = None
     kv_transfer_params: Any = None
     ec_transfer_params: Any = None
@@ -235,7 +235,6 @@ NO_EFFECT = frozenset(
         "prompt_cache_options",
         "session_id",
         "guided_decoding_backend",
-        "guided_whitespace_pattern",
         "verbosity",
         "prediction",
         "cache_control",
@@ -261,7 +260,6 @@ REFUSED: dict[str, Refusal] = {
     "use_beam_search": Refusal("beam search is not supported", (False,)),
     "length_penalty": Refusal("beam search is not supported", (1, 1.0)),
     "early_stopping": Refusal("beam search is not supported", (False,)),
-    "truncation_side": Refusal("prompts are cut on the left only", ("left",)),
     "prompt_embeds": Refusal("embeddings are not accepted as prompts", ([],)),
     "logits_processors": Refusal("a request cannot bring its own code", ([],)),
     "chat_template": _TEMPLATE,
@@ -281,7 +279,6 @@ REFUSED: dict[str, Refusal] = {
     "logprob_token_ids": _UNKNOWN_TO_US,
     "thinking_token_budget": Refusal("is not supported by this server", (-1,)),
     "repetition_detection": _UNKNOWN_TO_US,
-    "stream_interval": Refusal("every token is streamed at once", (1,)),
     "watermarking": Refusal("is not supported by this server", (False,)),
     "kv_transfer_params": _UNKNOWN_TO_US,
     "ec_transfer_params": _UNKNOWN_TO_US,

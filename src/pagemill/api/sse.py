@@ -113,6 +113,7 @@ class EventStream(Response):
         try:
             async for data in self._events:
                 await self._write(send, data)
+                self._open_direct()
         except PageMillError as error:
             if not self._started:
                 raise
@@ -126,6 +127,11 @@ class EventStream(Response):
             await self._write(send, self._protocol.done)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def _open_direct(self) -> None:
+        """After the first events, not after a comment: they begin what the others go on with."""
+        if self._direct is not None and not self._direct.is_open:
+            self._direct.open(self._body)
+
     async def _write(self, send: Send, data: bytes) -> None:
         async with self._write_lock:
             self._writing_since = self._clock.monotonic()
@@ -133,8 +139,6 @@ class EventStream(Response):
                 self._started = True
                 headers = _HEADERS + self._extra
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                if self._direct is not None:
-                    self._direct.open(self._body)
             await send({"type": "http.response.body", "body": data, "more_body": True})
             self._writing_since = None
             self._last_write = self._clock.monotonic()
@@ -146,6 +150,9 @@ class EventStream(Response):
             self._last_write = now
         if self._writing_since is not None:
             if now - self._writing_since >= self._write_timeout:
+                logger.info("a client that reads nothing is dropped")
+                if self._body is not None:
+                    self._body.abort()  # closing would wait for it to read
                 raise ClientDisconnected
         elif self._keep_alive and now - self._last_write >= self._keep_alive * 0.9:
             await self._write(send, self._protocol.keep_alive)

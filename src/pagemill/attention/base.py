@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,6 +75,15 @@ class ForwardBatch:
     packed: PackedAttention | None = None  # of models without a cache, instead of `attention`
     plan: Any = None  # the backend's own
     token_types: Tensor | None = None  # [T] int64: 0, or 1 in the second text of a pair
+    # Where layers differ in their block table: the table of each layer, and the batch with each
+    # table but the first. (This batch is not in the list: a cycle would keep its tensors.)
+    layer_tables: Sequence[int] = ()
+    more_tables: list[ForwardBatch] = field(default_factory=list)
+
+    def of_layer(self, index: int) -> ForwardBatch:
+        """With the block table, slot mapping and plan of a layer."""
+        table = self.layer_tables[index] if self.more_tables else 0
+        return self.more_tables[table - 1] if table else self
 
 
 class AttentionBackend(Protocol):

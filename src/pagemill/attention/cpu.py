@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
 from pagemill.ops.cpu import _native
-from pagemill.ops.cpu.ops import MAX_HEAD_DIM, address, type_code
+from pagemill.ops.cpu.types import address, attention_shape, cache_pages, type_code
 
 
 class CpuAttention:
@@ -15,32 +15,39 @@ class CpuAttention:
 
     name = "cpu"
 
-    def plan(self, batch: ForwardBatch) -> None:
+    def plan(self, batch: ForwardBatch) -> _native.Step:
+        """The addresses of the step's tensors, which live as long as the batch."""
         assert batch.block_table.dtype == torch.int32 and batch.block_table.stride(1) == 1
         assert batch.query_start.dtype == batch.seq_lens.dtype == torch.int32
+        assert batch.positions.dtype == batch.slot_mapping.dtype == torch.int64
+        return _native.Step(
+            address(batch.positions),
+            address(batch.slot_mapping),
+            batch.block_table.data_ptr(),
+            address(batch.query_start),
+            address(batch.seq_lens),
+            batch.num_seqs,
+            batch.num_tokens,
+            batch.block_table.stride(0),
+        )
 
     def run(self, spec: AttentionSpec, q: Tensor, batch: ForwardBatch) -> Tensor:
-        if spec.head_dim > MAX_HEAD_DIM:
-            raise ValueError(f"head size {spec.head_dim} is above {MAX_HEAD_DIM}")
+        step = batch.plan if isinstance(batch.plan, _native.Step) else self.plan(batch)
         cache = batch.kv_cache[spec.layer_index]
         out = torch.empty(q.shape[0], spec.num_heads * spec.head_dim, dtype=q.dtype)
         _native.attention(
             type_code(q),
             address(q),
             out.data_ptr(),
-            address(cache.k),
-            address(cache.v),
-            batch.block_table.data_ptr(),
-            address(batch.query_start),
-            address(batch.seq_lens),
-            batch.num_seqs,
-            spec.num_heads,
-            spec.num_kv_heads,
-            spec.head_dim,
-            cache.k.shape[2],
-            batch.block_table.stride(0),
-            spec.scale,
-            spec.soft_cap,
-            spec.sliding_window,
+            attention_shape(
+                spec.num_heads,
+                spec.num_kv_heads,
+                spec.head_dim,
+                spec.scale,
+                spec.soft_cap,
+                spec.sliding_window,
+            ),
+            step,
+            cache_pages(cache.k, cache.v, q.dtype),
         )
         return out

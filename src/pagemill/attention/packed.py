@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pagemill.attention.base import AttentionSpec, ForwardBatch, PackedAttention
+from pagemill.attention.base import AttentionSpec, ForwardBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,37 +47,3 @@ class GroupedAttention:
                 attended.transpose(1, 2)
             )
         return out.flatten(1)
-
-
-class VarlenAttention:
-    """Implements `PackedAttention` for 16-bit types on CUDA: all rows in one kernel."""
-
-    name = "flash, packed"
-
-    def plan(self, batch: ForwardBatch) -> None:
-        """The kernel reads `query_start` itself."""
-
-    def run_packed(self, spec: AttentionSpec, qkv: Tensor, batch: ForwardBatch) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        q, k, v = qkv.view(qkv.shape[0], 3, -1, spec.head_dim).unbind(1)
-        starts, longest = batch.query_start, batch.max_query_len
-        out = varlen_attn(q, k, v, starts, starts, longest, longest, scale=spec.scale)
-        assert isinstance(out, Tensor)
-        return out.flatten(1)
-
-
-def select_packed(device_type: str, dtype: torch.dtype) -> PackedAttention:
-    """The best one for a device."""
-    if device_type == "cuda" and dtype != torch.float32 and _has_varlen():
-        return VarlenAttention()
-    return GroupedAttention()
-
-
-def _has_varlen() -> bool:
-    """Torch has it since 2.10, for devices from Ampere on."""
-    try:
-        import torch.nn.attention.varlen
-    except ImportError:
-        return False
-    return torch.cuda.get_device_capability() >= (8, 0)

@@ -18,17 +18,25 @@ from pagemill.ops.triton.split_attention import (
 )
 
 PROGRAMS_PER_SM = 4  # what fits a multiprocessor at once
-# Few choices, since each is a kernel to compile. The last is for a device that is full anyway:
-# one very long row must not hold up a step of short ones.
-SPLITS = (64, 16, 4)
-MIN_CHUNK = 32
-BUSY_DEVICE_MIN_CHUNK = 512
-FULL_DEVICE_MIN_CHUNK = 2048
-
-
-# One plan for all: prompts keep the device busy meanwhile.
-BESIDE_PROMPTS = SplitPlan(SPLITS[-1], BUSY_DEVICE_MIN_CHUNK)
+BESIDE_PROMPTS = SplitPlan(4, 512)  # one plan for all: prompts keep the device busy meanwhile
 DRAFT_QUERY_LEN = 8
+LONG = 8192  # tokens; where rows may be longer, one must not hold up a step of short ones
+
+
+def choose_splits(pairs: int, sms: int, longest: int) -> SplitPlan:
+    """How to divide the caches of `pairs` (row, kv head) pairs over a device.
+
+    Few choices, since each is a kernel to compile. Splits that a row is too short for cost a little
+    each, so a full device gets none unless a row may have more than LONG tokens.
+    """
+    wanted = cdiv(PROGRAMS_PER_SM * sms, pairs)
+    if wanted > 16:
+        return SplitPlan(64, 32, block_n=32, early=True)
+    if wanted > 4:
+        return SplitPlan(4, 256, early=True)
+    if longest > LONG:
+        return SplitPlan(4, 2048 if wanted == 1 else 512, early=True)
+    return SplitPlan(2, 256) if wanted > 1 else SplitPlan(1, LONG)
 
 
 def split_query_len(longest: int, spec: AttentionSpec) -> int:
@@ -36,16 +44,6 @@ def split_query_len(longest: int, spec: AttentionSpec) -> int:
     most = max_query_len(spec)
     lengths = [1, *([DRAFT_QUERY_LEN] if most > DRAFT_QUERY_LEN else []), most]
     return next((length for length in lengths if longest <= length), 0)
-
-
-def choose_splits(pairs: int, sms: int) -> SplitPlan:
-    """How to divide the caches of `pairs` (row, kv head) pairs over a device."""
-    wanted = cdiv(PROGRAMS_PER_SM * sms, pairs)
-    most, some, least = SPLITS
-    if wanted <= least:
-        return SplitPlan(least, BUSY_DEVICE_MIN_CHUNK if wanted > 1 else FULL_DEVICE_MIN_CHUNK)
-    num_splits = some if wanted <= some else most
-    return SplitPlan(num_splits, MIN_CHUNK, block_n=32, early=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +106,6 @@ class TritonAttention:
     ) -> Tensor:
         cache = batch.kv_cache[spec.layer_index]
         pairs = batch.num_seqs * spec.num_kv_heads
-        plan = plan or choose_splits(pairs, num_sms(q))
+        plan = plan or choose_splits(pairs, num_sms(q), batch.max_seq_len)
         counters = self._counters.get(q.device, pairs)
         return split_attention(spec, q, batch, cache, counters, plan, query_len, rope, out)

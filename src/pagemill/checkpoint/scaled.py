@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pagemill.checkpoint.groups import Weight
 from pagemill.errors import ModelLoadError
 
 BLOCK = 128
+_FLOAT8 = torch.float8_e4m3fn
 _SCALES = (".weight_scale", ".weight_scale_inv")
 _UNUSED = (".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale")
 
@@ -39,11 +41,11 @@ class ScaledWeight:
         return self.values.float() * columns
 
 
-StoredWeight = Tensor | ScaledWeight
+StoredWeight = Weight | ScaledWeight
 
 
 def join_scales(
-    weights: Iterable[tuple[str, Tensor]],
+    weights: Iterable[tuple[str, Weight]],
 ) -> Iterator[tuple[str, StoredWeight]]:
     """Put every float8 weight together with its scales; other tensors pass.
 
@@ -55,9 +57,9 @@ def join_scales(
         if name.endswith(_UNUSED):
             continue
         stem, _, kind = name.rpartition(".")
-        if name.endswith(_SCALES):
+        if isinstance(tensor, Tensor) and name.endswith(_SCALES):
             scales[stem] = tensor
-        elif kind == "weight" and tensor.dtype == torch.float8_e4m3fn:
+        elif isinstance(tensor, Tensor) and kind == "weight" and tensor.dtype == _FLOAT8:
             values[stem] = tensor
         else:
             yield name, tensor

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.folder import FolderCheckpoint
+from pagemill.checkpoint.gguf import GGUFFile, GGUFTensor
 from pagemill.checkpoint.gguf_checkpoint import GGUFCheckpoint
 from pagemill.checkpoint.gguf_config import gguf_architecture
-from pagemill.checkpoint.gguf_names import CONFIG_TENSORS, hf_tensor, to_hf_layout
+from pagemill.checkpoint.gguf_groups import read_groups
+from pagemill.checkpoint.gguf_names import CONFIG_TENSORS, HFTensor, hf_tensor, to_hf_layout
+from pagemill.checkpoint.groups import GroupedWeight
 from pagemill.checkpoint.read_ahead import Allocate, read_ahead
 from pagemill.checkpoint.safetensors_header import tensor_sizes
+from pagemill.config.model import ModelConfig
 from pagemill.errors import ModelLoadError
 
 Progress = Callable[[int, int], None]
+Weight = torch.Tensor | GroupedWeight
+
+_EMBEDDING = "embed_tokens.weight"  # is looked up, not multiplied
 
 # Parts of multimodal models around the text model, which alone is served.
 _OTHER_MODALITIES = (
@@ -32,17 +40,19 @@ def iterate_weights(
     checkpoint: Checkpoint,
     *,
     progress: Progress | None = None,
+    keep_groups: bool = False,
     allocate: Allocate | None = None,
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, Weight]]:
     """Yield (Hugging Face name, tensor) pairs, file by file.
 
-    Tensors of a GGUF file are dequantised to float32 as they are asked for; those of safetensors
+    Tensors of a GGUF file are dequantised to float32 as they are asked for; with `keep_groups`
+    those of linear layers stay as they are where groups of 32 can hold them. Those of safetensors
     keep their type and are views of the mapped file, so copy before writing; with `allocate` they
     are read ahead by several threads into memory that it provides. `progress` is told
     (bytes done, bytes in all) after each tensor, in stored bytes. Raises ModelLoadError.
     """
     if isinstance(checkpoint, GGUFCheckpoint):
-        return _gguf_weights(checkpoint, progress or _silent)
+        return _gguf_weights(checkpoint, progress or _silent, keep_groups)
     if isinstance(checkpoint, FolderCheckpoint):
         return _folder_weights(checkpoint, progress or _silent, allocate)
     raise ModelLoadError(f"{checkpoint.path}: unknown kind of checkpoint")
@@ -53,8 +63,8 @@ def _silent(done: int, total: int) -> None:
 
 
 def _gguf_weights(
-    checkpoint: GGUFCheckpoint, progress: Progress
-) -> Iterator[tuple[str, torch.Tensor]]:
+    checkpoint: GGUFCheckpoint, progress: Progress, keep_groups: bool
+) -> Iterator[tuple[str, Weight]]:
     file, config = checkpoint.file, checkpoint.model_config()
     architecture = gguf_architecture(file)
     done, total = 0, checkpoint.weight_bytes()
@@ -68,16 +78,26 @@ def _gguf_weights(
                 f"{file.path}: tensor {tensor.name} is unknown for architecture {architecture}"
             )
         try:
-            values = to_hf_layout(
-                file.dequantize(tensor), target.layout, config.num_heads, config.num_kv_heads
-            )
+            yield target.name, _gguf_weight(file, tensor, target, config, keep_groups)
         except ValueError:
             raise ModelLoadError(
                 f"{file.path}: tensor {tensor.name} of shape {list(tensor.shape)} does not fit "
                 f"{config.num_heads} heads"
             ) from None
-        yield target.name, torch.from_numpy(values)
         progress(done, total)
+
+
+def _gguf_weight(
+    file: GGUFFile, tensor: GGUFTensor, target: HFTensor, config: ModelConfig, keep_groups: bool
+) -> Weight:
+    heads = config.num_heads, config.num_kv_heads
+    if keep_groups and not target.name.endswith(_EMBEDDING):
+        grouped = read_groups(file, tensor)
+        if grouped is not None:
+            order = np.arange(len(grouped), dtype=np.float32)
+            order = to_hf_layout(order, target.layout, *heads).astype(np.int64)
+            return grouped if target.layout == "same" else grouped.rows(torch.from_numpy(order))
+    return torch.from_numpy(to_hf_layout(file.dequantize(tensor), target.layout, *heads))
 
 
 def _folder_weights(

@@ -57,8 +57,7 @@ class Console:
 def _cache(info: EngineInfo) -> str:
     if info.pooling is not None and not info.pooling.cached:
         return "no KV cache"
-    tokens = info.num_blocks * info.block_size
-    return f"KV cache {info.cache_bytes / GIB:.2f} GiB = {tokens:,} tokens"
+    return f"KV cache {info.cache_bytes / GIB:.2f} GiB = {info.cache_tokens:,} tokens"
 
 
 def _examples(url: str, pooling: PoolingConfig | None, *, needs_key: bool) -> str:

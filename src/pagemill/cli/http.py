@@ -26,13 +26,19 @@ class ChunkWriter:
     def __init__(self, protocol: HttpToolsProtocol) -> None:
         self._protocol = protocol
 
-    def write(self, data: bytes) -> bool:
-        """See `BodyWriter.write`."""
+    def is_ready(self) -> bool:
+        """See `BodyWriter.is_ready`."""
         protocol = self._protocol
-        if protocol.flow.write_paused or protocol.transport.is_closing():
-            return False
-        protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
+        return not (protocol.flow.write_paused or protocol.transport.is_closing())
+
+    def write(self, data: bytes) -> None:
+        """See `BodyWriter.write`."""
+        if data:
+            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def abort(self) -> None:
+        """See `BodyWriter.abort`."""
+        self._protocol.transport.abort()
 
 
 class StreamingProtocol(GuardedProtocol):

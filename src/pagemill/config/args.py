@@ -140,10 +140,10 @@ class ServeArgs:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     quantization: str = flag(
-        "none",
+        "auto",
         _COMPUTE,
-        "hold weights in fewer bits; int8 on CPUs, fp8 on GPUs that have it",
-        choices=("none", "int8", "fp8"),
+        "bits of weights: int8, int4 on CPUs, fp8 on GPUs; auto: int8 on CPUs without --dtype",
+        choices=("auto", "none", "int8", "int4", "fp8"),
     )
     speculative: str = flag(
         "none", _COMPUTE, "guess tokens ahead, from the text so far", choices=("none", "ngram")

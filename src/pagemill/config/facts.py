@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from pagemill.errors import ConfigError
@@ -24,6 +25,7 @@ class DeviceFacts:
     num_threads: int  # CPU cores that this process may use
     bfloat16: bool
     capability: tuple[int, int] = (0, 0)  # CUDA compute capability
+    native_kernels: bool = False  # for CPUs: whether the C++ kernels were built
 
 
 def detect(device: str = "auto") -> DeviceFacts:
@@ -61,6 +63,7 @@ def cpu_facts(cpuinfo: str) -> DeviceFacts:
         total_memory=_memory_limit(),
         num_threads=_usable_cores(len(cores)),
         bfloat16=bool(flags & _BFLOAT16_FLAGS),
+        native_kernels=find_spec("pagemill.ops.cpu._native") is not None,
     )
 
 

@@ -46,11 +46,12 @@ def resolve(
     """
     _check(args)
     max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
+    quantization = _quantization(args, model, device, generates=pooling is None)
     config = EngineConfig(
         model=path or args.model or "",
         served_model_names=args.served_model_name or (name or args.model or "model",),
         device=device.type,
-        dtype=_dtype(args.dtype, model.dtype, device),
+        dtype=_dtype(args.dtype, model.dtype, quantization, device),
         max_model_len=_max_model_len(args.max_model_len, model),
         max_model_len_fixed=args.max_model_len is not None,
         max_num_seqs=max_num_seqs,
@@ -58,7 +59,7 @@ def resolve(
         memory_utilization=args.memory_utilization or CUDA_MEMORY_UTILIZATION,
         kv_cache_bytes=_kv_cache_bytes(args, device),
         kv_cache_dtype=_kv_cache_dtype(args, device),
-        quantization=_quantization(args.quantization, model, device),
+        quantization=quantization,
         load_format=args.load_format,
         prefix_caching=args.prefix_cache,
         overlap=args.overlap,
@@ -136,39 +137,56 @@ def _check(args: ServeArgs) -> None:
         raise ConfigError(f"--memory-utilization must be above 0 and at most 1, got {share:g}")
 
 
-def _dtype(asked: str, checkpoint: str, device: DeviceFacts) -> str:
-    """CPUs compute in bfloat16 only where it is fast; CUDA in the checkpoint's type."""
+def _dtype(asked: str, checkpoint: str, quantization: str, device: DeviceFacts) -> str:
+    """CPUs compute in bfloat16 only where it is fast, and never beside rounded weights, whose
+    kernels sum in float32; CUDA in the checkpoint's type.
+    """
     if asked != "auto":
         if asked == "bfloat16" and device.type == "cuda" and not device.bfloat16:
             raise ConfigError(f"{device.name} has no bfloat16; use --dtype float16")
         return asked
     if device.type == "cpu":
-        return "bfloat16" if device.bfloat16 and checkpoint != "float32" else "float32"
+        fast = device.bfloat16 and quantization == "none"
+        return "bfloat16" if fast and checkpoint != "float32" else "float32"
     if not device.bfloat16:
         return "float16"
     return checkpoint if checkpoint in ("bfloat16", "float16") else "bfloat16"
 
 
-def _quantization(asked: str, model: ModelConfig, device: DeviceFacts) -> str:
-    """A float8 checkpoint is computed as it is where that is possible, else dequantised at load."""
-    if asked == "int8" and device.type != "cpu":
-        raise ConfigError("--quantization int8 has kernels for CPUs only")
-    if asked == "fp8" and not has_fp8(device):
-        raise ConfigError(
-            f"--quantization fp8 needs a GPU of compute capability 8.9 or later; {device.name} "
-            "is none"
-        )
+def _quantization(
+    args: ServeArgs, model: ModelConfig, device: DeviceFacts, *, generates: bool
+) -> str:
+    """On CPUs int8 is the fastest that keeps perplexity within 1 %; who names a type wants that,
+    and vectors are compared with others that were made elsewhere. A float8 checkpoint is computed
+    as it is where the device can, else it becomes something else at load.
+    """
+    asked = args.quantization
     stored = checkpoint_scheme(model.quantization)
-    return stored if stored and has_fp8(device) else asked
+    if stored and has_fp8(device):
+        return stored
+    if asked == "fp8":
+        _require_fp8("--quantization", device)
+        return asked
+    if asked == "auto":
+        rounds = device.type == "cpu" and device.native_kernels and args.dtype == "auto"
+        return "int8" if rounds and generates else "none"
+    if asked != "none" and device.type != "cpu":
+        raise ConfigError(f"--quantization {asked} has kernels for CPUs only")
+    return asked
 
 
 def _kv_cache_dtype(args: ServeArgs, device: DeviceFacts) -> str:
-    if args.kv_cache_dtype == "fp8" and not has_fp8(device):
+    if args.kv_cache_dtype == "auto":
+        return "model"
+    _require_fp8("--kv-cache-dtype", device)
+    return args.kv_cache_dtype
+
+
+def _require_fp8(flag: str, device: DeviceFacts) -> None:
+    if not has_fp8(device):
         raise ConfigError(
-            "--kv-cache-dtype fp8 needs a GPU of compute capability 8.9 or later; "
-            f"{device.name} is none"
+            f"{flag} fp8 needs a GPU of compute capability 8.9 or later; {device.name} is none"
         )
-    return "model" if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
 
 
 def has_fp8(device: DeviceFacts) -> bool:

@@ -24,19 +24,15 @@ def build_engine(config: EngineConfig, report: Callable[[str], None]) -> Engine:
     Raises ModelLoadError or ConfigError with one readable line.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)  # read when torch is imported
-    from pagemill.checkpoint.open import open_checkpoint
     from pagemill.engine.engine import Engine
     from pagemill.executor.local import build_local_executor
     from pagemill.grammar.compiler import GrammarCompiler
     from pagemill.grammar.manager import GrammarManager
     from pagemill.grammar.vocabulary import read_vocabulary
-    from pagemill.kvcache.spec import shared_window
 
     executor = build_local_executor(config, report)
-    model = open_checkpoint(config.model).model_config()
     return Engine(
         config,
         executor,
-        window=shared_window([model.layer_window(i) for i in range(model.num_layers)]),
         grammar=GrammarManager(GrammarCompiler(partial(read_vocabulary, config.model))),
     )

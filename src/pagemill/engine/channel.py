@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from pagemill.engine.messages import FromEngine, ToEngine
 
+MESSAGES_PER_TURN = 4  # that a frontend handles before its readers run
 FINAL_LINGER_MS = 1000  # how long an engine that stops still tries to deliver
 
 
@@ -83,11 +83,10 @@ class ClientChannel:
     """A frontend's end, on the event loop that runs `listen`."""
 
     def __init__(self, address: EngineAddress, client_id: int) -> None:
-        self._context = zmq.asyncio.Context()
-        self._outputs = self._context.socket(zmq.PULL)
-        self._outputs.set_hwm(0)
+        self._context = zmq.Context()
+        self._outputs = _socket(self._context, zmq.PULL)
         self._outputs.bind(address.outputs[client_id])
-        self._requests = _socket(zmq.Context.shadow(self._context), zmq.PUSH)
+        self._requests = _socket(self._context, zmq.PUSH)
         self._requests.connect(address.requests)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
@@ -97,12 +96,37 @@ class ClientChannel:
         self._requests.send(self._encoder.encode(message))
 
     async def listen(self, handle: Callable[[FromEngine], None]) -> None:
-        """Give every message to `handle`, for ever."""
-        while True:
-            frame = await self._outputs.recv()
-            handle(self._decoder.decode(frame))
-            # A full queue would otherwise be handled to its end before any reader gets its turn.
-            await asyncio.sleep(0)
+        """Give every message to `handle`, until it is cancelled.
+
+        The event loop calls the socket's reader by itself: with a message for every token, waking
+        a task for each would cost more than the message. What `handle` raises is logged by the
+        loop, and the next message is read.
+        """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def read() -> None:
+            if ended.done():
+                return
+            # The socket announces a message once. So it is read until it is empty, whatever
+            # happens here, and others get their turn in between.
+            again = loop.call_soon(read)
+            for _ in range(MESSAGES_PER_TURN):
+                try:
+                    frame = self._outputs.recv(zmq.NOBLOCK)
+                except zmq.Again:
+                    again.cancel()
+                    return
+                handle(self._decoder.decode(frame))
+
+        descriptor = int(self._outputs.getsockopt(zmq.FD))
+        loop.add_reader(descriptor, read)
+        try:
+            read()
+            await ended
+        finally:
+            ended.cancel()
+            loop.remove_reader(descriptor)
 
     def close(self) -> None:
         self._requests.close(linger=0)

@@ -26,7 +26,6 @@ _ALL_ALLOWED = -1  # every bit of an int32
 class Engine:
     """Schedules, launches and retires steps; at most one step is in flight between calls.
 
-    `window` is the sliding window when all layers have one (`kvcache.spec.shared_window`), else 0.
     `grammar` serves requests with `structured_outputs`; without it they are refused. Methods are
     called from one thread. With `config.overlap` a step's deltas come from the next `step`.
     """
@@ -36,13 +35,10 @@ class Engine:
         config: EngineConfig,
         executor: Executor,
         *,
-        window: int = 0,
         grammar: Grammar | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.scheduler = Scheduler(
-            config, executor.info, window=window, grammar=grammar, clock=clock
-        )
+        self.scheduler = Scheduler(config, executor.info, grammar=grammar, clock=clock)
         self._sleep = SleepControl(self.scheduler, executor)
         self._executor = executor
         self._grammar = grammar

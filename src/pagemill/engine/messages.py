@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pagemill.config.cache import CacheGroup
 from pagemill.config.pooling import PoolingConfig
 from pagemill.params import PoolingParams, SamplingParams
 
@@ -144,6 +145,8 @@ class EngineInfo(msgspec.Struct, array_like=True):
     quantization: str = "none"
     weight_bytes: int = 0
     cache_bytes: int = 0
+    cache_groups: tuple[CacheGroup, ...] = (CacheGroup(),)
+    cache_tokens: int = 0  # that fit, in texts of `max_model_len`
     pooling: PoolingConfig | None = None  # None: the model generates text
 
 

@@ -26,6 +26,7 @@ from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
 from pagemill.executor.base import PendingResult, Runner
+from pagemill.executor.cache import CachePlan
 from pagemill.executor.phases import Phases
 from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
 from pagemill.executor.sleeping import Recipe, Resident
@@ -39,14 +40,7 @@ from pagemill.ops.deterministic import DeterministicOps
 from pagemill.ops.sampling import SamplingOps
 from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.quant.select import select_quant
-from pagemill.runner.memory import (
-    CacheFit,
-    allocate_cache,
-    block_bytes,
-    cache_budget,
-    fit_cache,
-    largest_batch,
-)
+from pagemill.runner.memory import CacheFit, cache_budget, largest_batch
 from pagemill.runner.runner import ModelRunner
 from pagemill.scheduler.batch import Batch
 from pagemill.speculative.select import select_speculator
@@ -59,7 +53,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-_QUANTIZED_BYTES = 1  # at least, per weight
+_QUANTIZED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
 
 
 class LocalExecutor:
@@ -114,7 +108,8 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     phases.begin("weights")
     model = _load(config, model_config, context, checkpoint, device, report)
     phases.begin("memory and first kernels")
-    fit = _fit_memory(config, model, device, attention, context.ops, report)
+    plan = CachePlan(config, model, _cache_type(config, device))
+    fit = _fit_memory(config, model, device, attention, plan, context.ops, report)
     if fit.remark:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
@@ -129,6 +124,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
             fitted,
             device=device,
             attention=attention,
+            plan=plan,
             num_blocks=fit.num_blocks,
             ops=context.ops,
             decode_ops=decode_ops,
@@ -144,10 +140,12 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         max_num_batched_tokens=config.max_num_batched_tokens,
         device=device.info().name,
         dtype=config.dtype,
-        attention=attention_name(config, device, attention),
+        attention=attention_name(config, attention),
         quantization=config.quantization,
         weight_bytes=num_bytes,
         cache_bytes=fit.num_bytes,
+        cache_groups=plan.tables.groups,
+        cache_tokens=plan.layout(fit.num_blocks).num_tokens(fit.max_model_len),
         pooling=config.pooling,
     )
     return LocalExecutor(resident, info)
@@ -175,12 +173,13 @@ def _start_runner(
     *,
     device: Device,
     attention: AttentionBackend,
+    plan: CachePlan,
     num_blocks: int,
     ops: Ops,
     decode_ops: DecodeOps | None,
 ) -> Runner:
     """A runner with its graphs. Raises ModelLoadError when the cache does not fit."""
-    runner = _build_runner(config, model, device, attention, num_blocks, ops, decode_ops)
+    runner = _build_runner(config, model, device, attention, plan, num_blocks, ops, decode_ops)
     if isinstance(runner, ModelRunner) and decode_ops is not None:
         runner.capture_graphs()
     return runner
@@ -227,8 +226,8 @@ def _check_weights_fit(
     meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
     assert isinstance(meta, torch.nn.Module)
     num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
-    itemsize = context.dtype.itemsize if config.quantization == "none" else _QUANTIZED_BYTES
-    needed, free = num_weights * itemsize, device.free_memory()
+    itemsize = _QUANTIZED_BYTES.get(config.quantization, context.dtype.itemsize)
+    needed, free = int(num_weights * itemsize), device.free_memory()
     if needed > free:
         raise ModelLoadError(
             f"the weights of {config.model} need {needed / _GIB:.1f} GiB as {config.dtype}, but "
@@ -259,7 +258,12 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    weights = iterate_weights(checkpoint, progress=progress, allocate=_staging(device))
+    weights = iterate_weights(
+        checkpoint,
+        progress=progress,
+        keep_groups=context.quant.keeps_groups,
+        allocate=_staging(device),
+    )
     return load_model(model_config, context, weights, build=build)
 
 
@@ -275,24 +279,28 @@ def _fit_memory(
     model: AnyModel,
     device: Device,
     attention: AttentionBackend,
+    plan: CachePlan,
     ops: Ops,
     report: Report,
 ) -> CacheFit:
     report("measuring memory")
 
     def run_largest_batch() -> None:
-        runner = _build_runner(config, model, device, attention, 1, ops)
+        runner = _build_runner(config, model, device, attention, plan, 1, ops)
         batch = largest_batch(config)
         runner.forward(batch)
         runner.sample(batch).wait()
 
-    budget = cache_budget(config, device, device.peak_memory(run_largest_batch))
-    per_block = block_bytes(model.kv_cache_specs(), config.block_size, _cache_dtype(config))
-    return fit_cache(config, budget, per_block)
+    return plan.fit(cache_budget(config, device, device.peak_memory(run_largest_batch)))
 
 
-def _cache_dtype(config: EngineConfig) -> torch.dtype:
-    return torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else _DTYPES[config.dtype]
+def _cache_type(config: EngineConfig, device: Device) -> torch.dtype:
+    """float8 if asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
+    if config.kv_cache_dtype == "fp8":
+        return torch.float8_e4m3fn
+    if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
+        return torch.float16
+    return _DTYPES[config.dtype]
 
 
 def _build_runner(
@@ -300,21 +308,16 @@ def _build_runner(
     model: AnyModel,
     device: Device,
     attention: AttentionBackend,
+    plan: CachePlan,
     num_blocks: int,
     ops: Ops,
     decode_ops: DecodeOps | None = None,
 ) -> Runner:
-    cache = allocate_cache(
-        device,
-        model.kv_cache_specs(),
-        num_blocks,
-        config.block_size,
-        _cache_dtype(config),
-    )
+    cache = plan.allocate(device, num_blocks)
     if isinstance(model, PooledModel):
         return build_pooling_runner(config, model, device, attention, cache)
-    speculator = select_speculator(config)
+    speculator, tables = select_speculator(config), plan.layer_tables
     sampling_ops = ops if isinstance(ops, SamplingOps) else None
     return ModelRunner(
-        config, model, device, attention, cache, speculator, decode_ops, sampling_ops
+        config, model, device, attention, cache, speculator, decode_ops, tables, sampling_ops
     )

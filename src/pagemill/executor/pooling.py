@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from pagemill.attention.base import AttentionBackend, LayerCache, PackedAttention
-from pagemill.attention.packed import select_packed
+from pagemill.attention.packed import GroupedAttention
 from pagemill.config.engine import EngineConfig
 from pagemill.config.model import ModelConfig
 from pagemill.device.base import Device
@@ -31,13 +29,12 @@ def build_pooling_runner(
     cache: list[LayerCache],
 ) -> PoolingRunner:
     """With attention over the pages of `cache`, or without a cache for an encoder."""
-    packed = _select_packed(config, device)
-    return PoolingRunner(config, model, device, attention, packed, cache)
+    return PoolingRunner(config, model, device, attention, _packed(config), cache)
 
 
-def attention_name(config: EngineConfig, device: Device, attention: AttentionBackend) -> str:
+def attention_name(config: EngineConfig, attention: AttentionBackend) -> str:
     """The backend that the model will use."""
-    packed = _select_packed(config, device)
+    packed = _packed(config)
     return attention.name if packed is None else packed.name
 
 
@@ -46,9 +43,8 @@ def _build_without_vocabulary(config: ModelConfig, ctx: BuildContext) -> PooledM
     return build_pooled_model(replace(config, head=head), ctx)
 
 
-def _select_packed(config: EngineConfig, device: Device) -> PackedAttention | None:
+def _packed(config: EngineConfig) -> PackedAttention | None:
     """For models that keep no cache."""
     if config.pooling is None or config.pooling.cached:
         return None
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    return select_packed(device.type, dtype)
+    return GroupedAttention()

@@ -31,14 +31,16 @@ from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.monitor import EngineMonitor
 from pagemill.frontend.output_processor import OutputProcessor
 from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.frontend.pace import PacedProcessor
 from pagemill.frontend.pooling import (
     PoolingProcessor,
+    check_ended_well,
     pooling_request,
     read_output,
     resolve_pooling_params,
 )
 from pagemill.frontend.queue_limit import QueueLimit
-from pagemill.frontend.submission import PromptHasher, engine_requests
+from pagemill.frontend.submission import PromptHasher, engine_request_id, engine_requests
 from pagemill.frontend.tokenizer import Tokenizer
 from pagemill.frontend.validate import RequestValidator
 from pagemill.params import PoolingParams, SamplingParams
@@ -65,7 +67,7 @@ class EngineHandle(Protocol):
 class _OpenChoice:
     """One engine request that has not ended: who reads it and what turns tokens into text."""
 
-    processor: OutputProcessor | PoolingProcessor
+    processor: OutputProcessor | PacedProcessor | PoolingProcessor
     mailbox: Mailbox
     num_waiting: int = 0  # tokens of the prompt until the first one comes; 0: not counted
 
@@ -199,35 +201,46 @@ class ZmqEngineClient:
         priority: int = 0,
     ) -> list[PooledOutput]:
         """See `EngineClient.pool`. Only some of many prompts are with the engine at any time."""
-        info, validator = self.info, self._need_validator()
-        waiting: list[tuple[int, AddRequest]] = []
-        for index, prompt in enumerate(prompts):
-            validator.check_prompt(prompt)
-            own = resolve_pooling_params(prompt, params, info)
-            hashes = await self._hasher.hash(prompt.token_ids, info.block_size, None, None)
-            name = f"{request_id}-{index}"
-            addition = pooling_request(name, self._client_id, prompt, hashes, own)
+        additions = await self._pooling_requests(prompts, params, request_id)
+        for addition in additions:
             addition.priority = priority
-            waiting.append((index, addition))
-        self._reserve(
-            request_id, [a.request_id for _, a in waiting], min(len(waiting), POOLED_AT_ONCE)
-        )
+        num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self._limit.queue(num_tokens)
         try:
-            updates = await self._run_some_at_once(waiting)
+            updates = await self._run_some_at_once(request_id, additions)
         finally:
-            self._close_request(request_id)
-        if self._monitor.failed:
-            raise EngineDeadError(self.status.detail)
+            self._limit.started(num_tokens)
         return [
             read_output(updates[index], params, len(prompt.token_ids))
             for index, prompt in enumerate(prompts)
         ]
 
+    async def _pooling_requests(
+        self, prompts: Sequence[Prompt], params: PoolingParams, request_id: str
+    ) -> list[AddRequest]:
+        info, validator = self.info, self._need_validator()
+        additions = []
+        for index, prompt in enumerate(prompts):
+            validator.check_prompt(prompt)
+            own = resolve_pooling_params(prompt, params, info)
+            hashes = await self._hasher.hash(prompt.token_ids, info.block_size, None, None)
+            name = engine_request_id(self._client_id, request_id, index)
+            additions.append(pooling_request(name, self._client_id, prompt, hashes, own))
+        return additions
+
     async def _run_some_at_once(
-        self, waiting: list[tuple[int, AddRequest]]
+        self, request_id: str, additions: list[AddRequest]
     ) -> dict[int, ChoiceUpdate]:
         """Each request's update by its index."""
-        mailbox, following = Mailbox(), iter(waiting)
+        names = [addition.request_id for addition in additions]
+        self._reserve(request_id, names, min(len(names), POOLED_AT_ONCE))
+        try:
+            return await self._run_in_turn(additions)
+        finally:
+            self._close_request(request_id)
+
+    async def _run_in_turn(self, additions: list[AddRequest]) -> dict[int, ChoiceUpdate]:
+        mailbox, following = Mailbox(), iter(enumerate(additions))
 
         def start(index: int, addition: AddRequest) -> None:
             self._choices[addition.request_id] = _OpenChoice(PoolingProcessor(index), mailbox)
@@ -237,8 +250,11 @@ class ZmqEngineClient:
         for index, addition in itertools.islice(following, POOLED_AT_ONCE):
             start(index, addition)
         updates: dict[int, ChoiceUpdate] = {}
-        while len(updates) < len(waiting) and not self._monitor.failed:
+        while len(updates) < len(additions):
             for update in await mailbox.take():
+                if self._monitor.failed:
+                    raise EngineDeadError(self.status.detail)
+                check_ended_well(update)
                 updates[update.index] = update
                 for index, addition in itertools.islice(following, 1):
                     start(index, addition)
@@ -287,9 +303,15 @@ class ZmqEngineClient:
         """Register the choices. Raises before anything is registered."""
         self._reserve(request_id, engine_ids, params.n, params.n * num_tokens)
         for index, engine_id in enumerate(engine_ids):
-            processor = OutputProcessor(index, params, self._tokenizer)
+            processor = self._processor(index, params)
             self._choices[engine_id] = _OpenChoice(processor, mailbox, num_tokens)
         self._board.set_choices(len(self._choices))
+
+    def _processor(self, index: int, params: SamplingParams) -> OutputProcessor | PacedProcessor:
+        processor = OutputProcessor(index, params, self._tokenizer)
+        if params.stream_interval == 1:
+            return processor
+        return PacedProcessor(processor, params.stream_interval)
 
     def _reserve(
         self, request_id: str, engine_ids: list[str], num_at_once: int, num_tokens: int = 0

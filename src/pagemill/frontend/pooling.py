@@ -103,12 +103,17 @@ def pooling_request(
     )
 
 
-def read_output(update: ChoiceUpdate, params: PoolingParams, num_tokens: int) -> PooledOutput:
-    """Raises PageMillError for a request that ended without its vectors."""
+def check_ended_well(update: ChoiceUpdate) -> None:
+    """Raises PageMillError for a request that was aborted or that the engine gave up."""
     if update.finish_reason == "error":
         raise PageMillError(update.error or "the engine could not finish a request")
     if update.finish_reason == "abort":
         raise PageMillError(update.error or "the request was aborted")
+
+
+def read_output(update: ChoiceUpdate, params: PoolingParams, num_tokens: int) -> PooledOutput:
+    """Raises PageMillError for a request that ended without its vectors."""
+    check_ended_well(update)
     values = np.frombuffer(update.pooled, "<f4")
     if params.by_token:
         values = values.reshape(num_tokens, -1)

@@ -50,22 +50,28 @@ class PromptHasher:
         return hash_blocks(np.asarray(token_ids, np.int32), block_size, self._key, salt)
 
 
-def engine_requests(
-    request_id: str, client_id: int, prompt: Prompt, hashes: bytes, params: SamplingParams
-) -> list[AddRequest]:
-    """One engine request, `<request_id>-<choice>`, for each of the `params.n` choices.
+def engine_request_id(client_id: int, request_id: str, index: int) -> str:
+    """The id of part `index` of a request in the engine: `<request_id>-<index>`.
 
     Frontends beyond the first put their number and a tilde, which no id has, in front: clients
     choose ids, and two frontends may be given the same one.
+    """
+    stem = f"{client_id}~{request_id}" if client_id else request_id
+    return f"{stem}-{index}"
+
+
+def engine_requests(
+    request_id: str, client_id: int, prompt: Prompt, hashes: bytes, params: SamplingParams
+) -> list[AddRequest]:
+    """One engine request for each of the `params.n` choices.
 
     With a seed, choice `i` gets `seed + i`. A prompt-only request (`max_tokens` 0) still samples
     one token, because the engine answers with tokens; the output processor drops it.
     """
     token_ids = np.asarray(prompt.token_ids, "<i4").tobytes()
-    stem = f"{client_id}~{request_id}" if client_id else request_id
     return [
         AddRequest(
-            request_id=f"{stem}-{index}",
+            request_id=engine_request_id(client_id, request_id, index),
             client_id=client_id,
             token_ids=token_ids,
             block_hashes=hashes,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagemill.errors import GrammarError
 from pagemill.params import StructuredOutputs
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 MAX_SOURCE_BYTES = 512 * 1024
 MAX_REGEX_CHARS = 16 * 1024
@@ -20,6 +23,7 @@ MAX_DEPTH = 64
 MAX_NODES = 200_000
 MAX_CHOICES = 20_000
 MAX_PROPERTIES = 2_000
+MAX_BLANKS_CHARS = 256
 MAX_RULES = 1_000  # the compiler recurses along chains of rules: some thousands end the process
 
 _PARAM = "structured_outputs"
@@ -37,9 +41,9 @@ def to_grammar(spec: StructuredOutputs, special_tokens: frozenset[str] = frozens
     the request is too large, malformed or cannot be enforced.
     """
     if spec.json is not None:
-        return _from_schema(_parse_schema(spec.json))
+        return _from_schema(_parse_schema(spec.json), _blanks(spec))
     if spec.json_object:
-        return _from_schema({"type": "object"})
+        return _from_schema({"type": "object"}, _blanks(spec))
     if spec.regex is not None:
         return _from_regex(spec.regex)
     if spec.choice is not None:
@@ -74,7 +78,23 @@ def _parse_schema(schema: Any) -> Any:
         raise GrammarError(f"the JSON schema is not valid JSON: {error}", _PARAM) from None
 
 
-def _from_schema(schema: Any) -> str:
+def _blanks(spec: StructuredOutputs) -> JsonCompileOptions:
+    """llguidance's options for the blanks between the parts of JSON."""
+    pattern = spec.whitespace_pattern
+    if spec.disable_any_whitespace:
+        if pattern is not None:
+            raise GrammarError(
+                "whitespace_pattern and disable_any_whitespace exclude each other", _PARAM
+            )
+        return {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+    if pattern is not None and len(pattern) > MAX_BLANKS_CHARS:
+        raise GrammarError(
+            f"whitespace_pattern may have at most {MAX_BLANKS_CHARS} characters", _PARAM
+        )
+    return {"whitespace_pattern": _WHITESPACE if pattern is None else pattern}
+
+
+def _from_schema(schema: Any, blanks: JsonCompileOptions) -> str:
     from llguidance import LLMatcher
 
     if not isinstance(schema, dict | bool):
@@ -88,9 +108,7 @@ def _from_schema(schema: Any) -> str:
     if len(text) > MAX_SOURCE_BYTES:
         raise GrammarError(f"the JSON schema is longer than {MAX_SOURCE_BYTES} bytes", _PARAM)
     try:
-        return LLMatcher.grammar_from_json_schema(
-            text, overrides={"whitespace_pattern": _WHITESPACE}
-        )
+        return LLMatcher.grammar_from_json_schema(text, overrides=blanks)
     except ValueError as error:
         raise GrammarError(f"the JSON schema is not valid: {error}", _PARAM) from None
 

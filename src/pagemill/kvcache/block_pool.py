@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pagemill.kvcache.spec import NULL_BLOCK
 
@@ -51,7 +51,8 @@ class FreeList:
 class BlockPool:
     """Reference counts, the least recently used order of free blocks, and the hash of each block.
 
-    A block that nobody holds keeps its content, and can be found by its hash, until it is needed
+    Content is named for one block or for several that are held and released together. What
+    nobody holds keeps its content, and can be found by its hash, until a block of it is needed
     for something else. `NULL_BLOCK` is never handed out.
     """
 
@@ -60,7 +61,7 @@ class BlockPool:
         self._free = FreeList(num_blocks)
         self._num_holders = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
-        self._block_of: dict[bytes, int] = {}
+        self._blocks_of: dict[bytes, tuple[int, ...]] = {}
         self.num_usable = num_blocks - 1
 
     @property
@@ -69,8 +70,8 @@ class BlockPool:
 
     @property
     def num_cached(self) -> int:
-        """Blocks that can be found by a hash, held or free."""
-        return len(self._block_of)
+        """Contents that can be found by a hash, held or free."""
+        return len(self._blocks_of)
 
     def num_holders(self, block: int) -> int:
         return self._num_holders[block]
@@ -105,24 +106,31 @@ class BlockPool:
                 else:
                     self._free.append(block)
 
-    def find(self, block_hash: bytes) -> int | None:
-        """The block with this content, held or free."""
-        return self._block_of.get(block_hash)
+    def find(self, block_hash: bytes) -> tuple[int, ...] | None:
+        """The blocks with this content, held or free."""
+        return self._blocks_of.get(block_hash)
 
-    def register(self, block: int, block_hash: bytes) -> None:
-        """Name the content of a held block; the first block of some content keeps the name."""
-        assert self._num_holders[block] > 0 and self._hash_of[block] is None
-        if self._block_of.setdefault(block_hash, block) == block:
-            self._hash_of[block] = block_hash
+    def register(self, blocks: Sequence[int], block_hash: bytes) -> None:
+        """Name the content of held blocks; the first ones with some content keep the name."""
+        own = tuple(blocks)
+        assert all(self._num_holders[b] > 0 and self._hash_of[b] is None for b in own)
+        if self._blocks_of.setdefault(block_hash, own) == own:
+            for block in own:
+                self._hash_of[block] = block_hash
 
     def forget_all(self) -> None:
         """Drop every hash; the holders keep their blocks."""
-        for block in self._block_of.values():
-            self._hash_of[block] = None
-        self._block_of.clear()
+        for blocks in self._blocks_of.values():
+            for block in blocks:
+                self._hash_of[block] = None
+        self._blocks_of.clear()
 
-    def _forget(self, block: int) -> None:
-        block_hash = self._hash_of[block]
+    def _forget(self, taken: int) -> None:
+        """Drop the content of a block that was just taken; its other blocks are taken next."""
+        block_hash = self._hash_of[taken]
         assert block_hash is not None
-        del self._block_of[block_hash]
-        self._hash_of[block] = None
+        for block in self._blocks_of.pop(block_hash):
+            self._hash_of[block] = None
+            if block != taken and self._num_holders[block] == 0:
+                self._free.remove(block)
+                self._free.prepend(block)

@@ -11,7 +11,7 @@ from pagemill.layers.fusion import fused_ops, plain_weight
 from pagemill.layers.linear import Linear, QKVLinear
 from pagemill.layers.norm import RMSNorm
 from pagemill.ops.base import HeadShape
-from pagemill.ops.fused import FusedOps
+from pagemill.ops.fused import FusedOps, Stream
 
 
 class Attention(nn.Module):
@@ -36,9 +36,8 @@ class Attention(nn.Module):
         self.qkv_proj = QKVLinear(ctx, config.hidden_size, shape, config.attention_bias)
         self.o_proj = Linear(ctx, shape.q_size, config.hidden_size, config.output_bias)
         self._ops = ctx.ops
-        self._spec = spec
-        self._shape = shape
-        self._hidden_size = config.hidden_size
+        self.spec = spec
+        self.shape = shape
         q_norm, k_norm = None, None
         if qk_norm:
             self.q_norm = RMSNorm(ctx, spec.head_dim, config.norm_eps, offset_one=offset_one)
@@ -46,39 +45,37 @@ class Attention(nn.Module):
             q_norm, k_norm = self.q_norm.weight, self.k_norm.weight
         self._fused = fused_ops(ctx)
         self._ropes_in_attention = isinstance(ctx.ops, FusedOps)
-        self._rope = RopeInput(cos_sin, q_norm, k_norm, config.norm_eps)
+        self.rope = RopeInput(cos_sin, q_norm, k_norm, config.norm_eps)
 
     def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
         return self.o_proj.forward(self._attend(self.qkv_proj.forward(hidden), batch))
 
-    def fuses(self, batch: ForwardBatch) -> bool:
-        """Whether `add_fused` can take the place of the norm before, `forward` and the addition."""
-        return self._fused is not None and self._fused.fuses(batch.num_tokens, self._hidden_size)
-
-    def add_fused(self, norm: RMSNorm, residual: Tensor, batch: ForwardBatch) -> None:
-        """`residual += forward(norm(residual))`, in place, by few kernels."""
+    def add_fused(self, stream: Stream, next_norm: Tensor, batch: ForwardBatch) -> None:
+        """`stream += forward(norm(stream))`, in place, by three kernels."""
         assert self._fused is not None
         weight, bias = plain_weight(self.qkv_proj)
-        qkv = self._fused.norm_linear(residual, norm.weight, norm.eps, weight, bias)
-        self._fused.linear_add(self._attend(qkv, batch), *plain_weight(self.o_proj), residual)
+        qkv = self._fused.norm_linear(stream, self.rope.eps, weight, bias)
+        attended = self._attend(qkv, batch)
+        self._fused.linear_add(attended, *plain_weight(self.o_proj), stream, next_norm)
 
     def _attend(self, qkv: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, q_size + 2 kv_size] -> [T, q_size]; keys and values go to the cache."""
+        batch = batch.of_layer(self.spec.layer_index)
         assert batch.attention is not None
         may_fuse = self._ropes_in_attention and batch.max_query_len == 1
         if may_fuse and isinstance(batch.attention, FusedAttention):
-            return batch.attention.run_with_rope(self._spec, qkv, batch, self._rope)
-        cache = batch.kv_cache[self._spec.layer_index]
+            return batch.attention.run_with_rope(self.spec, qkv, batch, self.rope)
+        cache = batch.kv_cache[self.spec.layer_index]
         q = self._ops.qk_norm_rope_cache(
             qkv,
             batch.positions,
             batch.slot_mapping,
-            self._rope.cos_sin,
-            self._shape,
+            self.rope.cos_sin,
+            self.shape,
             cache.k,
             cache.v,
-            self._rope.q_norm,
-            self._rope.k_norm,
-            self._rope.eps,
+            self.rope.q_norm,
+            self.rope.k_norm,
+            self.rope.eps,
         )
-        return batch.attention.run(self._spec, q, batch)
+        return batch.attention.run(self.spec, q, batch)

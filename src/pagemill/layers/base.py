@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from pagemill.checkpoint.scaled import ScaledWeight
 from pagemill.ops.base import Ops
@@ -34,7 +33,7 @@ class WeightSlot:
 
     kind: str  # "weight" | "bias"
     shape: tuple[int, ...]
-    store: Callable[[Tensor], None]
+    store: Callable[[Any], None]  # a `Weight`; a plain tensor where it is not multiplied by
     part: str = ""
     store_scaled: Callable[[ScaledWeight], None] | None = None  # None: wants plain weights
 

@@ -9,7 +9,7 @@ from pagemill.layers.activation import gated_activation
 from pagemill.layers.base import BuildContext
 from pagemill.layers.fusion import fused_ops, plain_weight
 from pagemill.layers.linear import GateUpLinear, Linear
-from pagemill.layers.norm import RMSNorm
+from pagemill.ops.fused import Stream
 
 _FUSED_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -23,21 +23,21 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = GateUpLinear(ctx, hidden, size, config.mlp_bias)
         self.down_proj = Linear(ctx, size, hidden, config.mlp_bias)
         self._activation = gated_activation(config.activation, ctx.ops)
-        self._fused_activation = _FUSED_ACTIVATIONS[config.activation]
+        self.fused_activation = _FUSED_ACTIVATIONS[config.activation]
         self._fused = None if config.mlp_bias else fused_ops(ctx)
-        self._hidden_size = hidden
+        self._eps = config.norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj.forward(self._activation(self.gate_up_proj.forward(x)))
 
-    def fuses(self, num_tokens: int) -> bool:
-        """Whether `add_fused` can take the place of the norm before, `forward` and the addition."""
-        return self._fused is not None and self._fused.fuses(num_tokens, self._hidden_size)
+    @property
+    def fusible(self) -> bool:
+        """Whether `add_fused` may be called, for steps that the fused kernels take."""
+        return self._fused is not None
 
-    def add_fused(self, norm: RMSNorm, residual: Tensor) -> None:
-        """`residual += forward(norm(residual))`, in place, by two kernels."""
+    def add_fused(self, stream: Stream, next_norm: Tensor) -> None:
+        """`stream += forward(norm(stream))`, in place, by two kernels."""
         assert self._fused is not None
         weight, _ = plain_weight(self.gate_up_proj)
-        activation = self._fused_activation
-        x = self._fused.norm_gate_up(residual, norm.weight, norm.eps, weight, activation)
-        self._fused.linear_add(x, *plain_weight(self.down_proj), residual)
+        x = self._fused.norm_gate_up(stream, self._eps, weight, self.fused_activation)
+        self._fused.linear_add(x, *plain_weight(self.down_proj), stream, next_norm)

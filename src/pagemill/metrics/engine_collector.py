@@ -30,6 +30,7 @@ _COUNTERS = (
     ("spec_decode_num_accepted_tokens", "num_accepted_tokens", "Drafted tokens accepted."),
     ("engine_steps", "num_steps", "Steps of the engine's loop."),
 )
+_SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")  # by level
 _INFO_FIELDS = (
     "block_size",
     "num_blocks",
@@ -79,6 +80,7 @@ class EngineCollector(Collector):
             counter.add_metric(self._values, float(getattr(stats, attribute)))
             yield counter
         yield self._waiting_by_reason(stats)
+        yield self._sleep_state(stats)
         yield self._accepted_by_position(stats)
         yield self._step_sizes(stats)
         if self._source.status.state == "ready":
@@ -93,6 +95,16 @@ class EngineCollector(Collector):
         capacity = stats.num_waiting - stats.num_deferred
         for reason, number in (("capacity", capacity), ("deferred", stats.num_deferred)):
             gauge.add_metric([*self._values, reason], float(number))
+        return gauge
+
+    def _sleep_state(self, stats: EngineStats) -> Metric:
+        gauge = GaugeMetricFamily(
+            "vllm:engine_sleep_state",
+            "1 for the state that the engine is in.",
+            labels=[*self._names, "sleep_state"],
+        )
+        for level, name in enumerate(_SLEEP_STATES):
+            gauge.add_metric([*self._values, name], float(stats.sleep_level == level))
         return gauge
 
     def _accepted_by_position(self, stats: EngineStats) -> Metric:

@@ -61,7 +61,7 @@ class Model(RunnableModel, Protocol):
     """A decoder. Files in `models/` implement it; `registry.py` finds them by architecture."""
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> logits [rows, vocab], in the model's type or float32."""
+        """[rows, hidden] -> float32 logits [rows, vocab]."""
         ...
 
 

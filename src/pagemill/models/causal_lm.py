@@ -11,10 +11,13 @@ from pagemill.checkpoint.scaled import StoredWeight
 from pagemill.config.model import ModelConfig
 from pagemill.layers.base import BuildContext
 from pagemill.layers.embedding import Embedding, LMHead
+from pagemill.layers.fusion import FusedLayer, fused_ops
 from pagemill.layers.norm import RMSNorm
 from pagemill.layers.rope import build_rope_tables
+from pagemill.layers.whole import BecomesWhole
 from pagemill.models.base import KVCacheSpec
 from pagemill.models.weights import finish_loading, load_weights
+from pagemill.ops.fused import FusedOps
 
 # (config, context, the layer's attention, its rotary table) -> a module that is called with
 # (hidden or None, residual, batch), adds hidden to the residual and returns the next hidden, or
@@ -42,13 +45,26 @@ class Decoder(nn.Module):
             build_layer(config, ctx, spec, ropes.for_layer(spec.sliding_window)) for spec in specs
         )
         self.norm = RMSNorm(ctx, config.hidden_size, config.norm_eps, offset_one=offset_one)
+        self._fused = fused_ops(ctx)
+        fusible = [x for x in self.layers if isinstance(x, FusedLayer) and x.fusible]
+        self._fusible = fusible if len(fusible) == len(specs) else []
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         residual = self.embed_tokens.forward(batch.input_ids)
+        ops, (num_tokens, width) = self._fused, residual.shape
+        if ops is not None and self._fusible and ops.fuses(num_tokens, width, residual.dtype):
+            return self._forward_fused(ops, residual, batch)
         hidden = None
         for layer in self.layers:
             hidden = layer(hidden, residual, batch)
         return self.norm.after_add(hidden, residual)
+
+    def _forward_fused(self, ops: FusedOps, residual: Tensor, batch: ForwardBatch) -> Tensor:
+        norms = [*(layer.first_norm for layer in self._fusible), self.norm]
+        stream = ops.begin_stream(residual, norms[0].weight)
+        for layer, next_norm in zip(self._fusible, norms[1:], strict=True):
+            layer.add_fused(stream, next_norm.weight, batch)
+        return self.norm.forward(stream.values)
 
 
 class CausalLM(nn.Module):
@@ -96,6 +112,9 @@ class CausalLM(nn.Module):
         finish_loading(self)
         if self._tied:
             self.lm_head.tie(self.model.embed_tokens.weight)
+        for layer in self.model.layers:
+            if isinstance(layer, BecomesWhole):
+                layer.become_whole()
 
     def attention_layers(self) -> list[AttentionSpec]:
         return list(self._specs)

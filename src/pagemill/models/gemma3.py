@@ -13,6 +13,7 @@ from pagemill.layers.attention import Attention
 from pagemill.layers.base import BuildContext
 from pagemill.layers.mlp import GatedMLP
 from pagemill.layers.norm import RMSNorm
+from pagemill.layers.whole import LayerCall, whole_layer
 from pagemill.models.causal_lm import CausalLM
 
 
@@ -29,8 +30,26 @@ class Gemma3Layer(nn.Module):
         self.pre_feedforward_layernorm = _norm(config, ctx)
         self.mlp = GatedMLP(config, ctx)
         self.post_feedforward_layernorm = _norm(config, ctx)
+        self._ctx = ctx
+        self._whole: LayerCall | None = None
 
-    def forward(self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch) -> Tensor:
+    def become_whole(self) -> None:
+        self._whole = whole_layer(
+            self._ctx,
+            self.self_attn,
+            self.mlp,
+            self.input_layernorm,
+            self.pre_feedforward_layernorm,
+            after_attention=self.post_attention_layernorm,
+            after_mlp=self.post_feedforward_layernorm,
+        )
+
+    def forward(
+        self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch
+    ) -> Tensor | None:
+        if hidden is None and self._whole is not None and self._whole.takes(residual, batch):
+            self._whole.run(residual, batch)
+            return None
         hidden = self.input_layernorm.after_add(hidden, residual)
         hidden = self.self_attn.forward(hidden, batch)
         hidden = self.post_attention_layernorm.forward(hidden)

@@ -13,7 +13,9 @@ from pagemill.layers.attention import Attention
 from pagemill.layers.base import BuildContext
 from pagemill.layers.mlp import GatedMLP
 from pagemill.layers.norm import RMSNorm
+from pagemill.layers.whole import LayerCall, whole_layer
 from pagemill.models.causal_lm import CausalLM
+from pagemill.ops.fused import Stream
 
 
 class LlamaLayer(nn.Module):
@@ -33,19 +35,38 @@ class LlamaLayer(nn.Module):
         self.self_attn = Attention(config, ctx, spec, cos_sin, qk_norm=qk_norm)
         self.post_attention_layernorm = RMSNorm(ctx, config.hidden_size, config.norm_eps)
         self.mlp = GatedMLP(config, ctx)
+        self._ctx = ctx
+        self._whole: LayerCall | None = None
+
+    def become_whole(self) -> None:
+        self._whole = whole_layer(
+            self._ctx, self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm
+        )
+
+    @property
+    def first_norm(self) -> RMSNorm:
+        return self.input_layernorm
+
+    @property
+    def fusible(self) -> bool:
+        return self.mlp.fusible
 
     def forward(
         self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch
     ) -> Tensor | None:
-        """With fused kernels the residual is up to date at once, and there is no hidden."""
-        if hidden is None and self.self_attn.fuses(batch) and self.mlp.fuses(batch.num_tokens):
-            self.self_attn.add_fused(self.input_layernorm, residual, batch)
-            self.mlp.add_fused(self.post_attention_layernorm, residual)
+        """In one call the residual is up to date at once, and there is no hidden."""
+        if hidden is None and self._whole is not None and self._whole.takes(residual, batch):
+            self._whole.run(residual, batch)
             return None
         hidden = self.input_layernorm.after_add(hidden, residual)
         hidden = self.self_attn.forward(hidden, batch)
         hidden = self.post_attention_layernorm.after_add(hidden, residual)
         return self.mlp.forward(hidden)
+
+    def add_fused(self, stream: Stream, next_norm: Tensor, batch: ForwardBatch) -> None:
+        """`forward` and the addition of what it returns."""
+        self.self_attn.add_fused(stream, self.post_attention_layernorm.weight, batch)
+        self.mlp.add_fused(stream, next_norm)
 
 
 def build(config: ModelConfig, ctx: BuildContext) -> CausalLM:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pagemill.checkpoint.groups import Weight
 from pagemill.checkpoint.scaled import StoredWeight, join_scales
 from pagemill.config.model import ModelConfig
 from pagemill.config.quantization import checkpoint_scheme
@@ -22,7 +23,7 @@ Builder = Callable[[ModelConfig, BuildContext], AnyModel]
 def load_model(
     config: ModelConfig,
     ctx: BuildContext,
-    weights: Iterable[tuple[str, Tensor]] | None,
+    weights: Iterable[tuple[str, Weight]] | None,
     *,
     seed: int = 0,
     build: Builder = build_model,

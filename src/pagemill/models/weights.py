@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pagemill.checkpoint.scaled import StoredWeight
+from pagemill.checkpoint.scaled import ScaledWeight, StoredWeight
 from pagemill.errors import ModelLoadError
 from pagemill.layers.base import HoldsWeights, WeightSlot
 
@@ -39,7 +39,7 @@ def load_weights(
 
 
 def _store(slot: WeightSlot, tensor: StoredWeight) -> None:
-    if isinstance(tensor, Tensor):
+    if not isinstance(tensor, ScaledWeight):
         slot.store(tensor)
     elif slot.store_scaled is not None:
         slot.store_scaled(tensor)

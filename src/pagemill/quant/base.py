@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class QuantMethod(Protocol):
 
     name: str
     head: QuantMethod  # how the projection to the vocabulary is held
+    keeps_groups: bool  # takes weights as GGUF files hold them
 
     def create(
         self,
@@ -28,8 +29,11 @@ class QuantMethod(Protocol):
         """Give the layer its (empty) parameters; `bias` is one of them, or None."""
         ...
 
-    def load(self, layer: nn.Module, tensor: Tensor, row: int) -> None:
-        """Store `tensor` [rows, in] at output row `row`; called once per checkpoint tensor."""
+    def load(self, layer: nn.Module, tensor: Any, row: int) -> None:
+        """Store `tensor` [rows, in] at output row `row`; called once per checkpoint tensor.
+
+        It is a plain tensor, or with `keeps_groups` possibly a `GroupedWeight`.
+        """
         ...
 
     def finish_loading(self, layer: nn.Module) -> None:
@@ -46,6 +50,15 @@ class QuantMethod(Protocol):
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         """[T, in] -> [T, out], bias included."""
+        ...
+
+
+@runtime_checkable
+class HoldsMatrices(Protocol):
+    """A method whose packed matrices other kernels than its own can multiply by."""
+
+    def matrix(self, layer: nn.Module) -> Any:
+        """The layer's matrix, once it is loaded."""
         ...
 
 

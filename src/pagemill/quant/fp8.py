@@ -24,6 +24,7 @@ class Fp8:
     """
 
     name = "fp8"
+    keeps_groups = False
 
     def __init__(self, ops: Ops, fp8_ops: Fp8Ops, *, grouped: bool = False) -> None:
         # Checkpoints leave the head as it is, since its rounding costs the most.

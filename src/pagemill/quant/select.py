@@ -9,23 +9,24 @@ from pagemill.ops.select import has_native_kernels
 from pagemill.quant.base import QuantMethod
 from pagemill.quant.unquantized import Unquantized
 
+_GROUPED_BITS = {"int8": 8, "int4": 4}
+_FLOAT8 = {"fp8": False, "fp8-block": True}  # whether there is a scale for each 128 inputs
+
 
 def select_quant(name: str, device_type: str, ops: Ops) -> QuantMethod:
     """The method called `name` for a device. Raises ConfigError where there is none."""
     if name == "none":
         return Unquantized(ops)
-    if name == "int8" and device_type == "cpu":
+    if name in _GROUPED_BITS and device_type == "cpu":
         if not has_native_kernels():
-            raise ConfigError("int8 on CPUs needs the C++ kernels; install with a C++ compiler")
-        from pagemill.quant.int8 import Int8
+            raise ConfigError(f"{name} on CPUs needs the C++ kernels; install with a C++ compiler")
+        from pagemill.ops.cpu.matrix import MatrixProducts
+        from pagemill.quant.grouped import Grouped
 
-        return Int8()
-    if name in ("fp8", "fp8-block"):
-        if not isinstance(ops, Fp8Ops):
-            raise ConfigError(f"quantization {name!r} has no kernels in {ops.name!r}")
+        return Grouped(_GROUPED_BITS[name], MatrixProducts())
+    if name in _FLOAT8 and isinstance(ops, Fp8Ops) and device_type == "cuda":
         from pagemill.quant.fp8 import Fp8
 
-        return Fp8(ops, ops, grouped=name == "fp8-block")
-    raise ConfigError(
-        f"quantization {name!r} is unknown on {device_type}; there are none, int8, fp8"
-    )
+        return Fp8(ops, ops, grouped=_FLOAT8[name])
+    known = ", ".join(("none", *_GROUPED_BITS)) if device_type == "cpu" else "none, fp8"
+    raise ConfigError(f"quantization {name!r} is unknown on {device_type}; there are {known}")

@@ -15,6 +15,7 @@ class Unquantized:
     """Implements `QuantMethod` with the device's own matrix product."""
 
     name = "none"
+    keeps_groups = False
 
     def __init__(self, ops: Ops) -> None:
         self._linear = ops.linear

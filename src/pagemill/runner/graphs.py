@@ -8,7 +8,7 @@ slots, and those only when they change.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -21,11 +21,12 @@ from pagemill.attention.base import AttentionBackend, ForwardBatch, LayerCache
 from pagemill.device.base import CapturesGraphs, Graph
 from pagemill.models.base import Model
 from pagemill.ops.decode import DecodeInputs, DecodeOps, DecodeState
+from pagemill.runner.inputs import plan_layers
 from pagemill.runner.slots import SlotState
 from pagemill.sampling.state import Column
 
-_DENSE_UP_TO = 64  # powers of two below 8, then steps of 8
-_STEPS_PER_DOUBLING = 8  # beyond: padding costs at most an eighth of the rows
+_SMALL_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+_STEPS_PER_DOUBLING = 4  # beyond: padding costs at most a quarter of the rows
 
 
 class Sampling(Enum):
@@ -45,12 +46,12 @@ class DecodeModel:
     kv_cache: list[LayerCache]
     ops: DecodeOps
     block_size: int
+    layer_tables: tuple[int, ...] = ()  # by layer; all the first when empty
 
 
 def padded_sizes(max_rows: int) -> list[int]:
     """The numbers of rows to capture for, ascending; the last is `max_rows`."""
-    sizes = {1, 2, 4, *range(8, _DENSE_UP_TO + 1, 8)}
-    size = _DENSE_UP_TO
+    sizes, size = set(_SMALL_SIZES), _SMALL_SIZES[-1]
     while size < max_rows:
         sizes |= set(range(size, 2 * size, size // _STEPS_PER_DOUBLING))
         size *= 2
@@ -67,6 +68,7 @@ class DecodeGraphs:
         self._device = device
         self._sizes = padded_sizes(max_rows)
         self._spare = slots.scratch
+        self._more_tables = list(slots.block_tables[1:])
         self._state = DecodeState(
             slots.length,
             slots.next_input,
@@ -131,7 +133,9 @@ class DecodeGraphs:
         own = self._model
         slots = self._slots[:size]
         inputs = own.ops.decode_inputs(slots, self._state, own.block_size)
-        hidden = own.model.forward(self._forward_batch(inputs, size))
+        forward = self._forward_batch(inputs, size)
+        plan_layers(forward, self._more_tables_of(forward, slots), own.layer_tables)
+        hidden = own.model.forward(forward)
         if sampling is Sampling.NONE:
             self._keep(hidden, inputs.positions)
             return
@@ -148,8 +152,18 @@ class DecodeGraphs:
         self._hidden[: len(hidden)] = hidden
         self._positions[: len(positions)] = positions
 
+    def _more_tables_of(self, forward: ForwardBatch, slots: Tensor) -> list[ForwardBatch]:
+        """The batch with each block table but the first; only few models have more."""
+        more = []
+        for table in self._more_tables:
+            state = replace(self._state, block_table=table)
+            inputs = self._model.ops.decode_inputs(slots, state, self._model.block_size)
+            block_table, mapping = inputs.block_table, inputs.slot_mapping
+            more.append(replace(forward, block_table=block_table, slot_mapping=mapping))
+        return more
+
     def _forward_batch(self, inputs: DecodeInputs, size: int) -> ForwardBatch:
-        forward = ForwardBatch(
+        return ForwardBatch(
             input_ids=inputs.input_ids,
             positions=inputs.positions,
             slot_mapping=inputs.slot_mapping,
@@ -164,5 +178,3 @@ class DecodeGraphs:
             kv_cache=self._model.kv_cache,
             attention=self._model.attention,
         )
-        forward.plan = self._model.attention.plan(forward)
-        return forward

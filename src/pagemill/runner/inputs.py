@@ -6,7 +6,8 @@ computed on the device; the host contributes what it decided.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,30 @@ def build(
     return forward
 
 
+def more_tables(
+    forward: ForwardBatch,
+    fields: dict[str, Tensor],
+    state: SlotState,
+    block_size: int,
+) -> list[ForwardBatch]:
+    """The batch with each of the slots' block tables but the first, which `forward` has."""
+    num_blocks = forward.block_table.shape[1]
+    slots, views = fields["slots"], []
+    owners = fields.get("token_slots")
+    if owners is None:
+        owners = slots.repeat_interleave(forward.max_query_len)
+    for table in state.block_tables[1:]:
+        block = table[owners, forward.positions // block_size].long()
+        views.append(
+            replace(
+                forward,
+                block_table=table[:, :num_blocks][slots],
+                slot_mapping=block * block_size + forward.positions % block_size,
+            )
+        )
+    return views
+
+
 def uniform_inputs(
     state: SlotState, slots: Tensor, num_query: int, num_blocks: int, block_size: int
 ) -> ForwardBatch:
@@ -157,6 +182,16 @@ def _ragged_inputs(
         max_query_len=0,
         max_seq_len=0,
     )
+
+
+def plan_layers(
+    forward: ForwardBatch, more: list[ForwardBatch], layer_tables: Sequence[int]
+) -> None:
+    """Plan the attention of the batch with each table; `more` are those after the first."""
+    forward.layer_tables, forward.more_tables = layer_tables, more
+    for batch in (forward, *more):
+        assert batch.attention is not None
+        batch.plan = batch.attention.plan(batch)
 
 
 def logit_rows(

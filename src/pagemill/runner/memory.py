@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from pagemill.attention.base import LayerCache
+from pagemill.config.cache import CacheLayout
 from pagemill.config.engine import EngineConfig
 from pagemill.device.base import Device
 from pagemill.errors import ModelLoadError
@@ -32,7 +33,7 @@ class CacheFit:
 
 
 def block_bytes(specs: Sequence[KVCacheSpec], block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block in all layers, keys and values."""
+    """Bytes of one block, keys and values of the layers that share it."""
     return sum(2 * s.num_kv_heads * s.head_dim * block_size * dtype.itemsize for s in specs)
 
 
@@ -50,18 +51,21 @@ def cache_budget(config: EngineConfig, device: Device, activation_bytes: int) ->
     return min(free, config.kv_cache_bytes) if config.kv_cache_bytes else free
 
 
-def fit_cache(config: EngineConfig, budget: int, bytes_per_block: int) -> CacheFit:
+def fit_cache(
+    config: EngineConfig, budget: int, bytes_per_block: int, layout: CacheLayout
+) -> CacheFit:
     """As many blocks as the budget holds, and the context length that they can hold.
 
-    Raises ModelLoadError when not even a short context fits, or not the length that was asked for.
+    `layout` says how texts use blocks; its own `num_blocks` does not matter. Raises ModelLoadError
+    when not even a short context fits, or not the length that was asked for.
     """
     if not bytes_per_block:  # nothing is kept, so blocks only count requests
         return CacheFit(2 * config.max_num_seqs + _NUM_NULL_BLOCKS, 0, config.max_model_len)
     num_blocks = max(0, budget) // bytes_per_block
-    num_tokens = (num_blocks - _NUM_NULL_BLOCKS) * config.block_size
-    fitting = min(config.max_model_len, num_tokens)
-    per_token = bytes_per_block / config.block_size
-    needed = (config.max_model_len + config.block_size) * per_token / _GIB
+    longest = replace(layout, num_blocks=max(num_blocks, _NUM_NULL_BLOCKS)).longest_text()
+    fitting = config.max_model_len if longest is None else min(config.max_model_len, longest)
+    blocks = layout.blocks_for(layout.columns_for(config.max_model_len)) + _NUM_NULL_BLOCKS
+    needed = blocks * bytes_per_block / _GIB
     room = f"{max(0, budget) / _GIB:.2f} GiB"
     if fitting < config.block_size or (
         config.max_model_len_fixed and fitting < config.max_model_len
@@ -87,7 +91,10 @@ def allocate_cache(
     block_size: int,
     dtype: torch.dtype,
 ) -> list[LayerCache]:
-    """Zeroed pages for every layer. Raises ModelLoadError when the device has too little memory."""
+    """Zeroed pages for every one of `specs`.
+
+    Raises ModelLoadError when the device has too little memory.
+    """
     try:
         return [
             LayerCache(*(_pages(device, spec, num_blocks, block_size, dtype) for _ in "kv"))

@@ -18,7 +18,7 @@ from pagemill.ops.decode import DecodeOps
 from pagemill.ops.sampling import SamplingOps
 from pagemill.runner.advance import advance
 from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling
-from pagemill.runner.inputs import BatchLayout, build, logit_rows, pack
+from pagemill.runner.inputs import BatchLayout, build, logit_rows, more_tables, pack, plan_layers
 from pagemill.runner.prompt_texts import PromptSpan, PromptTexts
 from pagemill.runner.results import (
     PendingStep,
@@ -78,18 +78,25 @@ class ModelRunner:
         kv_cache: list[LayerCache],
         speculator: Speculator | None = None,
         decode_ops: DecodeOps | None = None,
+        layer_tables: tuple[int, ...] = (),
         sampling_ops: SamplingOps | None = None,
     ) -> None:
         self._model = model
         self._device = device
         self._attention = attention
         self._kv_cache = kv_cache
+        self._layer_tables = layer_tables  # of each layer; all the first when empty
         self._block_size = config.block_size
         self._speculator = speculator
         max_drafts = speculator.max_drafts if speculator else 0
         max_blocks = -(-(config.max_model_len + max_drafts) // config.block_size)
         self._slots = SlotState(
-            config.max_num_seqs, max_blocks, max_drafts, model.vocab_size, device.torch_device
+            config.max_num_seqs,
+            max_blocks,
+            max_drafts,
+            model.vocab_size,
+            device.torch_device,
+            num_tables=max(layer_tables, default=0) + 1,
         )
         self._sampler = Sampler(
             config.max_num_seqs,
@@ -110,7 +117,9 @@ class ModelRunner:
         self._staging = StagingRing(device, _STEPS_IN_FLIGHT + 1, capacity)
         self._graphs: DecodeGraphs | None = None
         if config.cuda_graphs and decode_ops is not None and isinstance(device, CapturesGraphs):
-            decode = DecodeModel(model, attention, kv_cache, decode_ops, config.block_size)
+            decode = DecodeModel(
+                model, attention, kv_cache, decode_ops, config.block_size, layer_tables
+            )
             self._graphs = DecodeGraphs(decode, device, self._slots, config.max_num_seqs)
         self._forward_task: Task[None] | None = None
         self._step: _ForwardStep | _SampledStep | None = None
@@ -153,7 +162,8 @@ class ModelRunner:
         forward = build(batch, layout, fields, self._slots, self._block_size)
         forward.kv_cache = self._kv_cache
         forward.attention = self._attention
-        forward.plan = self._attention.plan(forward)
+        more = more_tables(forward, fields, self._slots, self._block_size)
+        plan_layers(forward, more, self._layer_tables)
         hidden = self._model.forward(forward)
         self._step = _ForwardStep(
             layout=layout,

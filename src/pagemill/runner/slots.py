@@ -28,13 +28,20 @@ class SlotState:
         max_drafts: int,
         vocab_size: int,
         device: torch.device,
+        num_tables: int = 1,
     ) -> None:
         rows = num_slots + 1
         self.scratch = num_slots
         self.length = torch.zeros(rows, dtype=torch.int64, device=device)
         self.next_input = torch.zeros(rows, 1 + max_drafts, dtype=torch.int64, device=device)
-        self.block_table = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
+        shape = num_tables, rows, max_blocks
+        self.block_tables = torch.zeros(shape, dtype=torch.int32, device=device)
         self.sampling = SamplingState(rows, vocab_size, device)
+
+    @property
+    def block_table(self) -> Tensor:
+        """The first table [rows, max_blocks], which most models have alone."""
+        return self.block_tables[0]
 
     def pack(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """What `update` needs on the device: nothing in most steps."""
@@ -45,13 +52,15 @@ class SlotState:
             fields["admitted_length"] = np.array([a.num_computed for a in admitted], np.int64)
             fields |= self.sampling.pack(admitted)
         new = batch.new_blocks
-        width = self.block_table.shape[1]
+        num_tables, num_rows, width = self.block_tables.shape
         cells = [new.slots.astype(np.int64) * width + new.index]
         cells += [np.arange(len(a.block_ids), dtype=np.int64) + a.slot * width for a in admitted]
         block_ids = [new.block_ids, *(a.block_ids for a in admitted)]
         if sum(map(len, cells)):
-            fields["table_cells"] = np.concatenate(cells)
-            fields["table_values"] = np.concatenate(block_ids).astype(np.int32, copy=False)
+            tables = np.arange(num_tables, dtype=np.int64) * (num_rows * width)
+            fields["table_cells"] = (np.concatenate(cells)[:, None] + tables).ravel()
+            values = np.concatenate([ids.ravel() for ids in block_ids])
+            fields["table_values"] = values.astype(np.int32, copy=False)
         return fields
 
     def update(self, fields: dict[str, Tensor]) -> None:
@@ -61,4 +70,4 @@ class SlotState:
             self.length[slots] = fields["admitted_length"]
             self.sampling.admit(slots, fields)
         if "table_cells" in fields:
-            self.block_table.view(-1)[fields["table_cells"]] = fields["table_values"]
+            self.block_tables.view(-1)[fields["table_cells"]] = fields["table_values"]

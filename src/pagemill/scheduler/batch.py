@@ -17,17 +17,17 @@ Bool = NDArray[np.bool_]
 class Admission:
     """A request that takes a slot in this step: the slot's state is set before anything runs.
 
-    `block_ids` are the blocks of the cached prefix (new blocks come with `Batch.new_blocks`),
-    `num_computed` the tokens they hold. `prompt_token_ids` is the whole known text, prompt and
-    anything generated before a preemption; `prompt_len` says where generation began (penalties
-    count the two separately).
+    `block_ids` are the blocks of the cached prefix, a column for each row and table (new blocks
+    come with `Batch.new_blocks`), `num_computed` the tokens they hold. `token_ids` is the whole
+    known text, prompt and anything generated before a preemption; `prompt_len` says where
+    generation began (penalties count the two separately).
     """
 
     slot: int
     request_id: str
     params: SamplingParams
     seed: int  # unsigned 64 bit; drawn by the scheduler when the caller gave none
-    block_ids: Int32  # [num_cached_blocks]
+    block_ids: Int32  # [num_cached_columns, tables]
     num_computed: int
     token_ids: Int32  # [prompt_len + generated before a preemption]
     prompt_len: int
@@ -36,11 +36,11 @@ class Admission:
 
 @dataclass(slots=True)
 class NewBlocks:
-    """Blocks to append to block tables: `table[slots[i], index[i]] = block_ids[i]`."""
+    """Blocks to append to block tables: `table[t][slots[i], index[i]] = block_ids[i, t]`."""
 
     slots: Int32  # [k]
     index: Int32  # [k]
-    block_ids: Int32  # [k]
+    block_ids: Int32  # [k, tables]
 
 
 @dataclass(slots=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+from pagemill.config.cache import CacheLayout
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo
 from pagemill.errors import ContextTooLong, InvalidParams
 from pagemill.kvcache.hashing import split_hashes
 from pagemill.kvcache.manager import RequestBlocks
-from pagemill.kvcache.spec import CacheGroup
 from pagemill.params import SamplingParams
 from pagemill.scheduler.request import Grammar, GrammarState, Request
 
@@ -27,7 +27,7 @@ class Intake:
 
     config: EngineConfig
     info: EngineInfo
-    group: CacheGroup
+    layout: CacheLayout
     grammar: Grammar | None
     clock: Callable[[], float]
     _arrivals: count[int] = field(default_factory=count)
@@ -69,9 +69,11 @@ class Intake:
             does = "makes vectors, no text" if pools else "generates text, no vectors"
             raise InvalidParams(f"this engine {does}")
         num_tokens = len(message.token_ids) // _TOKEN_BYTES
-        if pools and num_tokens > min(self.info.max_model_len, self.group.num_usable_tokens):
+        held = self.layout.longest_text()
+        limit = self.info.max_model_len if held is None else min(self.info.max_model_len, held)
+        if pools and num_tokens > limit:
             raise ContextTooLong(
-                f"the text has {num_tokens} tokens; at most {self.info.max_model_len} fit",
+                f"the text has {num_tokens} tokens; at most {limit} fit",
                 param="input",
             )
         return pools
@@ -85,8 +87,8 @@ class Intake:
                 "for an answer",
                 param="prompt",
             )
-        held = self.group.num_usable_tokens
-        if not self._window_fits():
+        held = self.layout.longest_text()
+        if held is not None:
             if prompt_len >= held:
                 raise ContextTooLong(
                     f"the prompt has {prompt_len} tokens; the KV cache holds {held}", param="prompt"
@@ -95,16 +97,10 @@ class Intake:
         wanted = limit if params.max_tokens is None else prompt_len + max(params.max_tokens, 1)
         return min(wanted, limit)
 
-    def _window_fits(self) -> bool:
-        """A request of any length fits, because blocks behind the window are given back."""
-        window, margin = self.group.window, 2 * self.group.block_size
-        live = window + self.info.max_num_batched_tokens + margin
-        return bool(window) and live <= self.group.num_usable_tokens
-
     def _hashes(self, data: bytes, prompt_len: int) -> list[bytes]:
         """Hashes that do not fit the prompt are ignored: the request is then not cached."""
         hashes = split_hashes(data) if self.config.prefix_caching else []
-        return hashes if len(hashes) == prompt_len // self.group.block_size else []
+        return hashes if len(hashes) == prompt_len // self.layout.block_size else []
 
     def _deadline(self, message: AddRequest) -> float | None:
         if message.params.timeout is None:

@@ -54,17 +54,17 @@ class StepPlan:
     admitted: list[Admission] = field(default_factory=list)
     block_slots: list[int] = field(default_factory=list)  # this and the next two: as NewBlocks
     block_index: list[int] = field(default_factory=list)
-    block_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)  # row by row
     num_preempted: int = 0
 
     @property
     def num_rows(self) -> int:
         return len(self.decodes.requests) + len(self.prefills)
 
-    def add_blocks(self, slot: int, first_index: int, block_ids: list[int]) -> None:
-        """Append blocks to the table of one request."""
-        self.block_slots += [slot] * len(block_ids)
-        self.block_index += range(first_index, first_index + len(block_ids))
+    def add_blocks(self, slot: int, first_index: int, count: int, block_ids: list[int]) -> None:
+        """Append `count` columns of blocks to the tables of one request."""
+        self.block_slots += [slot] * count
+        self.block_index += range(first_index, first_index + count)
         self.block_ids += block_ids
 
     def build(self, slots: Slots) -> ScheduledStep | None:
@@ -85,7 +85,6 @@ class StepPlan:
 
     def _rows(self) -> Batch:
         decodes, prefills = self.decodes, self.prefills
-        columns = self.block_slots, self.block_index, self.block_ids
         all_true = np.ones(len(decodes.requests), np.bool_)
         batch = Batch(
             slots=decodes.slots.astype(np.int32),
@@ -95,7 +94,7 @@ class StepPlan:
             samples=all_true,
             resident=all_true,
             prompt_tokens=_NO_INT32,
-            new_blocks=NewBlocks(*map(_to_int32, columns)),
+            new_blocks=self._new_blocks(),
         )
         if prefills:
             batch.slots = _append(batch.slots, [row.slot for row in prefills])
@@ -106,6 +105,15 @@ class StepPlan:
             batch.resident = np.append(all_true, np.zeros(len(prefills), np.bool_))
             batch.prompt_tokens = _known_tokens(prefills)
         return batch
+
+    def _new_blocks(self) -> NewBlocks:
+        count = len(self.block_slots)
+        shape = count, len(self.block_ids) // max(count, 1)
+        return NewBlocks(
+            _to_int32(self.block_slots),
+            _to_int32(self.block_index),
+            _to_int32(self.block_ids).reshape(shape),
+        )
 
     def _add_features(self, batch: Batch, has_grammar: Bool) -> None:
         constrained = has_grammar & batch.samples

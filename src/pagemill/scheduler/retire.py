@@ -59,7 +59,7 @@ class Retirement:
 
         Returns the rows that completed a block of text that has been computed.
         """
-        slots, block_size = self._slots, self._cache.group.block_size
+        slots, block_size = self._slots, self._cache.layout.block_size
         sampling, num_drafts = step.slots[rows], step.batch.num_drafts[rows]
         num_tokens = result.num_tokens[rows]
         before = slots.length[sampling]
@@ -127,13 +127,11 @@ class Retirement:
 
     def _keep_generated(self, requests: list[Request], rows: list[int]) -> None:
         """Commit the blocks that generation has completed; give back what the window passed."""
-        windowed = self._cache.group.window > 0
         for row in rows:
             request = requests[row]
             if request.status is Status.RUNNING:
                 self._keep(request)
-                if windowed:
-                    self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
+                self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
 
     def _keep(self, request: Request) -> None:
         self._cache.commit(request.blocks, request.token_ids, len(request.token_ids) - 1)

@@ -10,11 +10,11 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from pagemill.config.cache import CacheLayout, step_tokens
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo, RequestDelta
 from pagemill.errors import GrammarError, InvalidParams, OverloadedError
-from pagemill.kvcache.manager import KVCacheManager
-from pagemill.kvcache.spec import CacheGroup
+from pagemill.kvcache.manager import CachedPrefix, KVCacheManager
 from pagemill.scheduler.batch import Admission, Int32
 from pagemill.scheduler.intake import Intake
 from pagemill.scheduler.limits import Limit, PrefillShare, SeqBudget, TokenBudget, WholePrompts
@@ -50,21 +50,22 @@ class Scheduler:
         config: EngineConfig,
         info: EngineInfo,
         *,
-        window: int = 0,
         grammar: Grammar | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        group = CacheGroup(info.block_size, info.num_blocks, window)
+        layout = CacheLayout(
+            info.block_size, info.num_blocks, info.cache_groups, step_tokens(config)
+        )
         key = bytes.fromhex(config.hash_key)
-        self.cache = KVCacheManager(group, prefix_caching=config.prefix_caching, key=key)
+        self.cache = KVCacheManager(layout, prefix_caching=config.prefix_caching, key=key)
         self.slots = Slots(info.max_num_seqs)
         self.counters = Counters()
         self.retirement = Retirement(self.slots, self.cache, self._finish)
-        self._group = group
+        self._layout = layout
         self._clock = clock
         self._max_drafts = config.num_speculative_tokens
         self._max_queued = config.max_num_queued_reqs
-        self._intake = Intake(config, info, group, grammar, clock)
+        self._intake = Intake(config, info, layout, grammar, clock)
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue()
         self._compiling: list[Request] = []  # wait for their grammar
@@ -176,14 +177,14 @@ class Scheduler:
         drafting = self._max_drafts > 0
         while True:
             rows = self._decode_rows(drafting)
-            lacking, num_blocks = self._lacking_blocks(rows)
-            if num_blocks.sum() <= self.cache.num_free_blocks:
+            lacking, num_columns = self._lacking_columns(rows)
+            if num_columns.sum() <= self.cache.num_free_columns:
                 break
             if drafting:
                 drafting = False
             else:
                 self._preempt(self.slots.least_important, plan)
-        for row, count in zip(lacking.tolist(), num_blocks.tolist(), strict=True):
+        for row, count in zip(lacking.tolist(), num_columns.tolist(), strict=True):
             self._add_blocks(plan, rows.requests[row], count)
         self.slots.num_pending[rows.slots] += rows.num_query
         self._budget.left -= int(rows.num_query.sum())
@@ -206,11 +207,11 @@ class Scheduler:
             num_drafts = np.clip(self._budget.left - len(slots) - taken_before, 0, wanted)
         return DecodeRows(slots, requests, num_drafts + np.int32(1), num_drafts, longest - 1)
 
-    def _lacking_blocks(self, rows: DecodeRows) -> tuple[Index, Int32]:
-        """Rows whose blocks do not reach their last query token, and how many they lack."""
+    def _lacking_columns(self, rows: DecodeRows) -> tuple[Index, Int32]:
+        """Rows whose blocks do not reach their last query token, and how many columns they lack."""
         excess = rows.start + rows.num_query - self.slots.capacity[rows.slots]
         lacking = (excess > 0).nonzero()[0]
-        return lacking, -(-excess[lacking] // self._group.block_size)
+        return lacking, -(-excess[lacking] // self._layout.block_size)
 
     # Requests with known text to compute: one by one, as the limits say.
 
@@ -231,8 +232,8 @@ class Scheduler:
 
     def _reachable(self, request: Request) -> int:
         """The positions for which the request has, or could get, blocks."""
-        num_blocks = len(request.blocks.block_ids) + self.cache.num_free_blocks
-        return num_blocks * self._group.block_size
+        num_columns = request.blocks.num_columns + self.cache.num_free_columns
+        return num_columns * self._layout.block_size
 
     def _cap(self, request: Request, num_query: int) -> int:
         for limit in self._limits:
@@ -241,9 +242,9 @@ class Scheduler:
 
     def _add_prefill(self, plan: StepPlan, request: Request, start: int, num_query: int) -> None:
         slot, end = request.slot, start + num_query
-        num_blocks = self._group.blocks_for(end) - len(request.blocks.block_ids)
-        if num_blocks > 0:
-            self._add_blocks(plan, request, num_blocks)
+        num_columns = self._layout.columns_for(end) - request.blocks.num_columns
+        if num_columns > 0:
+            self._add_blocks(plan, request, num_columns)
         self.slots.num_computed[slot] = end
         samples = end == len(request.token_ids)
         if samples:
@@ -255,9 +256,9 @@ class Scheduler:
         plan.prefills.append(PrefillRow(request, slot, start, num_query, samples))
 
     def _add_blocks(self, plan: StepPlan, request: Request, count: int) -> None:
-        num_held = len(request.blocks.block_ids)
-        plan.add_blocks(request.slot, num_held, self.cache.allocate(request.blocks, count))
-        self.slots.capacity[request.slot] = (num_held + count) * self._group.block_size
+        num_held = request.blocks.num_columns
+        plan.add_blocks(request.slot, num_held, count, self.cache.allocate(request.blocks, count))
+        self.slots.capacity[request.slot] = (num_held + count) * self._layout.block_size
 
     # Waiting requests.
 
@@ -281,46 +282,40 @@ class Scheduler:
             self._waiting.push(request)
         assert len(self.slots) or not len(self._waiting), "an empty engine admits nothing"
 
-    def _look_up(self, request: Request) -> tuple[list[int], int]:
+    def _look_up(self, request: Request) -> tuple[CachedPrefix, int]:
         """Cached blocks of a waiting request, and how many tokens it may compute in this step.
 
         One that a limit holds back is not matched in every step: a long prompt has thousands of
         hashes.
         """
         if request.num_uncached and not self._cap(request, request.num_uncached):
-            return [], 0
+            return self.cache.no_prefix(), 0
         cached = self._match(request)
         request.num_uncached = len(request.token_ids) - self._num_tokens(cached)
         return cached, self._cap(request, request.num_uncached)
 
-    def _match(self, request: Request) -> list[int]:
+    def _match(self, request: Request) -> CachedPrefix:
         if request.wants_every_token:
-            return []
+            return self.cache.no_prefix()
         return self.cache.match(request.blocks, request.token_ids)
 
-    def _num_tokens(self, blocks: list[int]) -> int:
-        return len(blocks) * self._group.block_size
+    def _num_tokens(self, cached: CachedPrefix) -> int:
+        return cached.num_columns * self._layout.block_size
 
     def _num_lacking(self, request: Request) -> int:
         """Blocks that the request has still to get before all of its known text is computed."""
-        num_blocks = self._group.blocks_for(len(request.token_ids))
-        return self._bound_by_window(num_blocks - len(request.blocks.block_ids))
+        return self.cache.num_lacking(request.blocks, len(request.token_ids))
 
-    def _bound_by_window(self, num_blocks: int) -> int:
-        if not self._group.window:
-            return num_blocks
-        live = self._group.window + self._budget.size
-        return min(num_blocks, self._group.blocks_for(live) + 1)
-
-    def _fits(self, request: Request, cached: list[int], reserved: int) -> bool:
+    def _fits(self, request: Request, cached: CachedPrefix, reserved: int) -> bool:
         """All of the known text fits beside what the running requests need to go on."""
-        num_new = self._group.blocks_for(len(request.token_ids)) - len(cached)
         num_free = self.cache.num_free_beside(cached)
         if len(self.slots):
-            num_free -= reserved + self._group.num_usable_blocks // HEADROOM_SHARE
-        return self._bound_by_window(num_new) <= num_free
+            num_free -= reserved + self._layout.num_usable_blocks // HEADROOM_SHARE
+        return self.cache.num_lacking(cached, len(request.token_ids)) <= num_free
 
-    def _start(self, plan: StepPlan, request: Request, cached: list[int], num_query: int) -> None:
+    def _start(
+        self, plan: StepPlan, request: Request, cached: CachedPrefix, num_query: int
+    ) -> None:
         assert request.num_pending == 0, "a request comes back before its last result was retired"
         num_cached = self._num_tokens(cached)
         if request.scheduled_time is None:
@@ -376,13 +371,19 @@ class Scheduler:
         )
 
 
-def _admission(request: Request, cached: list[int], num_cached: int) -> Admission:
+def _admission(request: Request, cached: CachedPrefix, num_cached: int) -> Admission:
+    columns = [
+        np.array(own.block_ids, np.int32).reshape(cached.num_columns, -1)
+        if cached.num_columns
+        else np.zeros((0, 1), np.int32)
+        for own in cached.groups
+    ]
     return Admission(
         slot=request.slot,
         request_id=request.request_id,
         params=request.params,
         seed=request.seed,
-        block_ids=np.array(cached, np.int32),
+        block_ids=np.concatenate(columns, axis=1),
         num_computed=num_cached,
         token_ids=np.frombuffer(request.token_ids[:], np.int32),
         prompt_len=request.prompt_len,

@@ -87,6 +87,16 @@ def test_every_single_cut(name: str, write: Any) -> None:
         assert parse(name, [text[:place], text[place:]], "think") == whole, place
 
 
+@pytest.mark.parametrize(("name", "write"), WRITERS, ids=IDS)
+def test_every_piece_of_a_few_characters(name: str, write: Any) -> None:
+    text = "a <" + write([("f", {"k": 1})]) if name != "json" else write([("f", {"k": 1})])
+    whole = parse(name, [text])
+    for first in range(len(text)):
+        for second in range(first + 1, min(first + 6, len(text))):
+            pieces = [text[:first], text[first:second], text[second:]]
+            assert parse(name, pieces) == whole, pieces
+
+
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -114,7 +124,8 @@ def test_any_calls_in_any_pieces(
     text = lead + write(calls)
     whole = parse(name, [text], "think")
     assert parse(name, cuts(text, places), "think") == whole
-    exact = name not in ("glm", "qwen3_coder", "pythonic", "lfm2", "harmony")
+    tagged = ("glm", "qwen3_coder", "minimax", "seed_oss")
+    exact = name not in (*tagged, "pythonic", "lfm2", "harmony")
     if exact or (name == "harmony" and not lead):
         assert whole.values == calls
         assert whole.content == ""
@@ -132,6 +143,8 @@ FRAGMENTS = st.sampled_from(
             "<｜tool▁call▁end｜>",
         ),
         *("<|channel|>", "<|message|>", "<|start|>", "<|call|>", "analysis", "final", "function"),
+        *("<minimax:tool_call>", '<invoke name="', '<parameter name="', '">', "</invoke>"),
+        *("<seed:tool_call>", "</seed:tool_call>"),
         *("commentary to=functions.f", '{"name": "f"', '"arguments": ', "{", "}", "[", "]", ","),
         *("(", ")", '"', "\\", ":", ";", " ", "\n", "f", "word", "get_weather", "a=1", "<", "[T"),
     ]
@@ -158,7 +171,7 @@ def test_any_damage_in_any_pieces(
     text = text[:start] + text[start + length :]
     whole = parse(name, [text])
     assert parse(name, cuts(text, places)) == whole
-    if not whole.calls and name not in ("deepseek", "kimi", "harmony"):
+    if not whole.calls and name not in ("deepseek", "kimi", "minimax", "harmony"):
         assert whole.content == text
 
 
@@ -233,6 +246,32 @@ def test_values_are_typed_by_the_schema() -> None:
     text = "<function=get_weather><parameter=city>42</parameter><parameter=days>42</parameter>"
     parsed = parse("qwen3_coder", [text + "</function>"])
     assert parsed.values == [("get_weather", {"city": "42", "days": 42})]
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "null", "null"),
+        ({"type": ["string", "null"]}, "42", "42"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "true", "true"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "42", 42),
+        ({"anyOf": [{"type": "string"}, {"$ref": "#/x"}]}, "[1]", [1]),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"enum": [1, 2]}, "1", 1),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "boolean"}, "false", False),
+        ({"type": "object"}, '{"a": 1}', {"a": 1}),
+        ({"type": 5}, "x", "x"),
+        ([], "1", 1),
+    ],
+)
+def test_types_of_bare_values(schema: Any, text: str, value: Any) -> None:
+    tools = {"f": {"properties": {"a": schema}}}
+    parser = StreamingParser(tools, FORMATS_BY_NAME["qwen3_coder"], None)
+    delta = parser.push(f"<function=f><parameter=a>{text}</parameter></function>")
+    (call,) = delta.tool_calls
+    assert json.loads(call.function.arguments) == {"a": value}
 
 
 def test_mistral_ids_have_nine_characters() -> None:

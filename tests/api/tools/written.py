@@ -120,6 +120,22 @@ def qwen3_coder_unwrapped(calls: list[Call]) -> str:
     return qwen3_coder(calls, wrapped=False)
 
 
+def minimax(calls: list[Call]) -> str:
+    def one(call: Call) -> str:
+        pairs = [
+            f'<parameter name="{key}">{_bare(value)}</parameter>\n'
+            for key, value in call[1].items()
+        ]
+        return f'<invoke name="{call[0]}">\n{"".join(pairs)}</invoke>'
+
+    return "<minimax:tool_call>\n" + "\n".join(map(one, calls)) + "\n</minimax:tool_call>"
+
+
+def seed_oss(calls: list[Call]) -> str:
+    text = qwen3_coder(calls)
+    return text.replace("tool_call>", "seed:tool_call>")
+
+
 def _bare(value: Any) -> str:
     return value if isinstance(value, str) else dump(value)
 
@@ -177,6 +193,8 @@ WRITERS: list[tuple[str, Callable[[list[Call]], str]]] = [
     ("glm", glm),
     ("qwen3_coder", qwen3_coder),
     ("qwen3_coder", qwen3_coder_unwrapped),
+    ("minimax", minimax),
+    ("seed_oss", seed_oss),
     ("pythonic", pythonic),
     ("pythonic", pythonic_with_tags),
     ("lfm2", lfm2),

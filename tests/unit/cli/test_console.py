@@ -19,6 +19,7 @@ INFO = EngineInfo(
     device="cpu",
     dtype="float32",
     attention="sdpa",
+    cache_tokens=1600,
 )
 
 

@@ -57,6 +57,18 @@ def test_auto_dtype_is_the_fast_one(device: DeviceFacts, checkpoint: str, expect
     assert run(device, dataclasses.replace(MODEL, dtype=checkpoint)).dtype == expected
 
 
+def test_cpus_with_kernels_take_int8_unless_a_type_is_named() -> None:
+    fast = dataclasses.replace(CPU, bfloat16=True, native_kernels=True)
+    found = run(fast)
+    assert (found.quantization, found.dtype) == ("int8", "float32")
+    named = run(fast, dtype="bfloat16")
+    assert (named.quantization, named.dtype) == ("none", "bfloat16")
+    assert run(fast, quantization="none").dtype == "bfloat16"
+    assert run(CPU).quantization == run(H100).quantization == "none"
+    with pytest.raises(ConfigError, match="for CPUs only"):
+        run(H100, quantization="int4")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_asked_dtype_is_kept(dtype: str) -> None:
     assert run(CPU, dtype=dtype).dtype == dtype

@@ -174,6 +174,15 @@ def test_refused_with_the_reason(
         compiler.compile(StructuredOutputs(**fields))
 
 
+def test_blanks_are_as_asked_for(manager: GrammarManager) -> None:
+    schema = {"type": "array", "items": {"const": {"a": [1, 2]}}, "minItems": 2, "maxItems": 2}
+    for seed in range(5):
+        spec = StructuredOutputs(json=schema, disable_any_whitespace=True)
+        assert sample(manager, spec, seed) == '[{"a":[1,2]},{"a":[1,2]}]'
+        spec = StructuredOutputs(json=schema, whitespace_pattern="~")
+        assert set(sample(manager, spec, seed)) <= set('[{"a":1,2}]~')
+
+
 def test_exactly_one_constraint() -> None:
     with pytest.raises(InvalidParams, match="exactly one"):
         StructuredOutputs(regex="a", choice=["b"])

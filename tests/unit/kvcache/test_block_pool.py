@@ -51,14 +51,15 @@ class PoolMachine(RuleBasedStateMachine):
     def register(self, data: st.DataObject, name: int) -> None:
         block = data.draw(st.sampled_from(sorted(set(self.holders) - set(self.hash_of))))
         block_hash = bytes([name])
-        self.pool.register(block, block_hash)
+        self.pool.register([block], block_hash)
         if block_hash not in self.hash_of.values():
             self.hash_of[block] = block_hash
 
     @rule(name=st.integers(0, 5))
     def acquire(self, name: int) -> None:
-        block = self.pool.find(bytes([name]))
-        if block is not None:
+        found = self.pool.find(bytes([name]))
+        if found is not None:
+            (block,) = found
             self.pool.acquire([block])
             self.holders[block] = self.holders.get(block, 0) + 1
             if block in self.free:
@@ -76,7 +77,7 @@ class PoolMachine(RuleBasedStateMachine):
         for block in range(NUM_BLOCKS):
             assert self.pool.num_holders(block) == self.holders.get(block, 0)
         for block, block_hash in self.hash_of.items():
-            assert self.pool.find(block_hash) == block
+            assert self.pool.find(block_hash) == (block,)
 
 
 TestPool = PoolMachine.TestCase
@@ -93,10 +94,10 @@ def test_the_null_block_is_never_handed_out() -> None:
 def test_blocks_with_content_outlive_blocks_without() -> None:
     pool = BlockPool(4)
     named, nameless, other = pool.allocate(3)
-    pool.register(named, b"hash")
+    pool.register([named], b"hash")
     pool.release([named, nameless, other])
     pool.allocate(2)
-    assert pool.find(b"hash") == named
+    assert pool.find(b"hash") == (named,)
     assert pool.allocate(1) == [named]
     assert pool.find(b"hash") is None
 
@@ -105,3 +106,26 @@ def test_a_block_that_is_not_held_cannot_be_released() -> None:
     pool = BlockPool(3)
     with pytest.raises(AssertionError, match="not held"):
         pool.release([1])
+
+
+def test_blocks_with_a_content_in_common_are_forgotten_together() -> None:
+    pool = BlockPool(7)
+    older, pair = pool.allocate(1), pool.allocate(2)
+    pool.register(pair, b"pair")
+    pool.register(older, b"older")
+    pool.release([*pair, *older])
+    pool.allocate(3)  # those without content
+    assert pool.find(b"pair") == tuple(pair)
+    assert pool.allocate(1) == pair[:1]
+    assert pool.find(b"pair") is None and pool.find(b"older") == tuple(older)
+    assert pool.allocate(1) == pair[1:], "the other half is of no use any more"
+
+
+def test_the_first_blocks_with_some_content_keep_the_name() -> None:
+    pool = BlockPool(5)
+    first, second = pool.allocate(2), pool.allocate(2)
+    pool.register(first, b"same")
+    pool.register(second, b"same")
+    assert pool.find(b"same") == tuple(first)
+    pool.release([*first, *second])
+    assert set(pool.allocate(2)) == set(second), "blocks without a name are taken first"

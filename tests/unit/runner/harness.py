@@ -85,6 +85,17 @@ class CacheModel:
         return [KVCacheSpec(1, 1)]
 
 
+class TwoTableModel(CacheModel):
+    """Keeps the text twice, by the block tables of two layers, and reads both."""
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        own, other = batch.of_layer(0), batch.of_layer(1)
+        assert own is batch and not torch.equal(own.slot_mapping, other.slot_mapping)
+        keys = super().forward(own)
+        assert torch.equal(keys, super().forward(other))
+        return keys
+
+
 class NoAttention:
     """Implements `AttentionBackend` for a model without any."""
 
@@ -124,6 +135,7 @@ class Driver:
         attention: AttentionBackend | None = None,
         deterministic: bool = False,
         dtype: torch.dtype = torch.float32,
+        num_tables: int = 1,
     ) -> None:
         self.config = EngineConfig(
             model="",
@@ -141,15 +153,21 @@ class Driver:
         cache = allocate_cache(
             self.device,
             model.kv_cache_specs(),
-            1 + NUM_SLOTS * BLOCKS_PER_SLOT,
+            1 + NUM_SLOTS * BLOCKS_PER_SLOT * num_tables,
             BLOCK_SIZE,
             dtype,
         )
         self.runner = ModelRunner(
-            self.config, model, self.device, attention or NoAttention(), cache, speculator
+            self.config,
+            model,
+            self.device,
+            attention or NoAttention(),
+            cache,
+            speculator,
+            layer_tables=tuple(range(num_tables)),
         )
-        rng = np.random.default_rng(0)
-        self.blocks = (1 + rng.permutation(NUM_SLOTS * BLOCKS_PER_SLOT)).reshape(NUM_SLOTS, -1)
+        shape = NUM_SLOTS, BLOCKS_PER_SLOT, num_tables
+        self.blocks = 1 + np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape)
         self.texts: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
         self._admitted: list[Admission] = []
@@ -165,7 +183,7 @@ class Driver:
         seed: int = 0,
         prompt_len: int = 0,
         num_computed: int = 0,
-        block_ids: Sequence[int] = (),
+        block_ids: Sequence[Sequence[int]] = (),
     ) -> None:
         """The slot's request from the next step on."""
         self.texts[slot], self.computed[slot] = list(text), num_computed
@@ -176,7 +194,7 @@ class Driver:
                 f"r{slot}",
                 params,
                 seed,
-                np.array(block_ids, np.int32),
+                np.array(block_ids, np.int32).reshape(-1, self.blocks.shape[2]),
                 num_computed,
                 np.array(text, np.int32),
                 prompt_len or len(text),
@@ -238,7 +256,7 @@ class Driver:
         for row in rows:
             needed = -(-self.computed[row.slot] // BLOCK_SIZE)
             added = range(self._num_blocks[row.slot], needed)
-            cells += [(row.slot, index, self.blocks[row.slot, index]) for index in added]
+            cells += [(row.slot, index, *self.blocks[row.slot, index]) for index in added]
             self._num_blocks[row.slot] = max(needed, self._num_blocks[row.slot])
-        columns = np.array(cells, np.int32).reshape(-1, 3).T
-        return NewBlocks(*columns)
+        columns = np.array(cells, np.int32).reshape(-1, 2 + self.blocks.shape[2])
+        return NewBlocks(columns[:, 0], columns[:, 1], columns[:, 2:])

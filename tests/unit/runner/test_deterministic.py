@@ -18,7 +18,7 @@ from pagemill.models.loader import load_model
 from pagemill.ops.deterministic import DeterministicOps
 from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.params import SamplingParams
-from pagemill.quant.unquantized import Unquantized
+from pagemill.quant.select import select_quant
 from unit.runner.harness import DEVICES, VOCAB, Driver, Row
 
 CONFIG = ModelConfig(
@@ -41,16 +41,20 @@ OTHERS = np.random.default_rng(4).integers(0, VOCAB, (4, 30)).tolist()
 KERNELS = ["reference", "cpu"] if has_native_kernels() else ["reference"]
 PLACES = [
     *product(["cpu"], KERNELS, [torch.float32, torch.bfloat16]),
+    *product(["cpu"], KERNELS[1:], [torch.float32, torch.bfloat16], ["int8"]),
     pytest.param(("cuda", "triton", torch.bfloat16), marks=pytest.mark.gpu),
 ]
 
 
-def make_driver(device: str, kernels: str, dtype: torch.dtype) -> Driver:
+def make_driver(
+    device: str, kernels: str, dtype: torch.dtype, quantization: str = "none"
+) -> Driver:
     ops = DeterministicOps(select_ops(device, kernels), device)
     backend = "torch" if kernels == "reference" else kernels
     attention = make_deterministic(select_attention(device, backend))
     where = select_device(device).torch_device
-    model = load_model(CONFIG, BuildContext(where, dtype, ops, Unquantized(ops)), None, seed=1)
+    quant = select_quant(quantization, device, ops)
+    model = load_model(CONFIG, BuildContext(where, dtype, ops, quant), None, seed=1)
     return Driver(device, model=model, attention=attention, deterministic=True, dtype=dtype)
 
 

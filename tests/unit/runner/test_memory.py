@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import torch
 
+from pagemill.config.cache import CacheGroup, CacheLayout
 from pagemill.config.engine import EngineConfig
 from pagemill.device.cpu import CpuDevice
 from pagemill.errors import ModelLoadError
@@ -26,6 +27,7 @@ CONFIG = EngineConfig(
     max_num_batched_tokens=64,
 )
 SPECS = [KVCacheSpec(2, 8), KVCacheSpec(1, 16)]
+LAYOUT = CacheLayout(16, 1)
 
 
 def config(**changes: object) -> EngineConfig:
@@ -37,13 +39,13 @@ def test_a_block_holds_keys_and_values_of_all_layers() -> None:
 
 
 def test_the_context_is_kept_when_it_fits() -> None:
-    fit = fit_cache(CONFIG, 64 * 100, 100)
+    fit = fit_cache(CONFIG, 64 * 100, 100, LAYOUT)
     assert (fit.num_blocks, fit.num_bytes, fit.max_model_len) == (64, 6400, 1000)
     assert fit.remark == ""
 
 
 def test_the_context_shrinks_to_what_fits_and_says_so() -> None:
-    fit = fit_cache(CONFIG, 11 * 100 + 99, 100)
+    fit = fit_cache(CONFIG, 11 * 100 + 99, 100, LAYOUT)
     assert (fit.num_blocks, fit.max_model_len) == (11, 160)
     assert "1000 to 160" in fit.remark
 
@@ -56,7 +58,7 @@ def test_what_cannot_fit_is_an_error_that_says_what_to_do(
     changes: dict[str, object], budget: int
 ) -> None:
     with pytest.raises(ModelLoadError, match="--max-model-len") as error:
-        fit_cache(config(**changes), budget, 100)
+        fit_cache(config(**changes), budget, 100, LAYOUT)
     assert "\n" not in str(error.value)
 
 
@@ -96,3 +98,11 @@ def test_the_largest_batch_fills_the_token_budget(changes: dict[str, int]) -> No
     assert batch.num_tokens == min(64, batch.num_rows * settings.max_model_len)
     assert batch.num_query.min() >= 1 and batch.max_query_len <= settings.max_model_len
     assert [a.slot for a in batch.admitted] == batch.slots.tolist()
+
+
+def test_a_window_lets_a_longer_context_fit() -> None:
+    groups = (CacheGroup(), CacheGroup(32, num_tables=3))
+    fit = fit_cache(CONFIG, 100 * 100, 100, CacheLayout(16, 1, groups, step_tokens=64))
+    assert fit.max_model_len == 1000 and fit.num_blocks < 4 * 1000 / 16
+    fit = fit_cache(CONFIG, 60 * 100, 100, CacheLayout(16, 1, groups, step_tokens=64))
+    assert fit.max_model_len == (59 - 3 * 8) * 16

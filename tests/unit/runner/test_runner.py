@@ -20,6 +20,7 @@ from unit.runner.harness import (
     CacheModel,
     Driver,
     Row,
+    TwoTableModel,
     greedy_reference,
     logits_after,
 )
@@ -29,9 +30,12 @@ OTHER = [1, 2, 3]
 WARM = SamplingParams(temperature=1.0, top_p=0.95, repetition_penalty=1.1)
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=[*DEVICES, "two tables"])
 def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    made = Driver(request.param)
+    if request.param == "two tables":
+        made = Driver(model=TwoTableModel(), num_tables=2)
+    else:
+        made = Driver(request.param)
     yield made
     made.device.close()
 

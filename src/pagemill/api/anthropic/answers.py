@@ -66,10 +66,14 @@ class MessageWriter:
             async for updates in stream:
                 opening = b"" if started else self._opening()
                 started = True
-                yield opening + b"".join(named(e) for u in updates for e in self._take(u))
+                yield opening + b"".join(map(self.events_of, updates))
         reason = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
         closing: list[Event] = [MessageDelta(delta=reason, usage=self._usage()), MessageStop()]
         yield b"".join(map(named, [*self._close(), *closing]))
+
+    def events_of(self, update: ChoiceUpdate) -> bytes:
+        """The events of one update, after the opening ones."""
+        return b"".join(map(named, self._take(update)))
 
     def add(self, update: ChoiceUpdate) -> None:
         """Collect an update."""

@@ -12,6 +12,7 @@ from pagemill.api.anthropic.schema import CountTokensRequest, MessagesRequest, T
 from pagemill.api.body import read_body
 from pagemill.api.chat_generation import prepare, states
 from pagemill.api.context import ServerContext
+from pagemill.api.direct import DirectPath
 from pagemill.api.intake import intake_of
 from pagemill.api.streaming import (
     ignored_header,
@@ -33,7 +34,9 @@ async def create(context: ServerContext, request: Request) -> Response:
     writer = MessageWriter(intake.model, generation, state)
     headers = ignored_header(intake.ignored)
     if body.stream:
-        return stream_response(context, writer.events(), headers, ANTHROPIC_STREAM)
+        generation.direct = DirectPath(lambda: writer.events_of)
+        events = writer.events()
+        return stream_response(context, events, headers, ANTHROPIC_STREAM, generation.direct)
     return await respond_whole(request, generation, writer, headers)
 
 

@@ -52,12 +52,16 @@ class ResponseWriter:
             async with aclosing(self._generation.updates()) as stream:
                 async for updates in stream:
                     opening = b"" if self._sequence else self._opening()
-                    yield opening + b"".join(e for update in updates for e in self._take(update))
+                    yield opening + b"".join(map(self.events_of, updates))
         finally:
             if self._sequence:
                 self.end_unfinished()
         name = "completed" if self.response.status == "completed" else "incomplete"
         yield self._event(f"response.{name}", response=self.response)
+
+    def events_of(self, update: ChoiceUpdate) -> bytes:
+        """The events of one update, after the opening ones."""
+        return b"".join(self._take(update))
 
     def error_event(self, error: Exception) -> bytes:
         """The event of an error, and the failed response."""

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from pagemill.api.body import check_nesting, check_size, read_body
 from pagemill.api.chat_generation import prepare, states
 from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.direct import DirectPath
 from pagemill.api.generation import Generation
 from pagemill.api.intake import Intake, intake_of
 from pagemill.api.responses_api.answers import ResponseWriter
@@ -68,7 +69,8 @@ async def create(context: ServerContext, request: Request) -> Response:
         return _start_background(context, generation, writer, keep)
     if body.stream:
         protocol = StreamProtocol(error=writer.error_event, done=b"")
-        return stream_response(context, writer.events(), headers, protocol)
+        generation.direct = DirectPath(lambda: writer.events_of)
+        return stream_response(context, writer.events(), headers, protocol, generation.direct)
     return await respond_whole(request, generation, writer, headers)
 
 

@@ -13,6 +13,7 @@ from pagemill.api.tools.source import Reading, Source
 
 MAX_HEAD = 512  # characters around a function's name
 MAX_CALL = 1 << 18  # characters of a call that is read as a whole
+_PYTHON_WORDS = {"True": True, "False": False}  # as some models write them
 _NAME = re.compile(r"[\w.:/-]{1,256}")
 
 Schemas = Mapping[str, Mapping[str, Any]]  # the parameters of every tool, by its name
@@ -66,13 +67,36 @@ class Calls:
         """The value of a parameter written without quotes, by the type in the tool's schema."""
         properties = self.tools.get(function, {}).get("properties")
         schema = properties.get(parameter) if isinstance(properties, dict) else None
-        kind = schema.get("type") if isinstance(schema, dict) else None
-        if kind == "string":
-            return text
+        kinds = _kinds(schema)
+        if kinds and kinds <= {"string", "null"}:
+            return None if text == "null" and "null" in kinds else text
+        if kinds == {"boolean"} and text in _PYTHON_WORDS:
+            return _PYTHON_WORDS[text]
         try:
             return json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
             return text
+
+
+def _kinds(schema: Any) -> set[str]:
+    """The JSON types that a schema names, by itself, in its alternatives, or by its values."""
+    if not isinstance(schema, dict):
+        return set()
+    named = schema.get("type")
+    listed = named if isinstance(named, list) else [named]
+    kinds: set[str] = {kind for kind in listed if isinstance(kind, str)}
+    for key in ("anyOf", "oneOf"):
+        for branch in _listed(schema, key):
+            nested = branch.get("type") if isinstance(branch, dict) else None
+            kinds.add(nested if isinstance(nested, str) else "any")
+    values = _listed(schema, "enum")
+    only_texts = bool(values) and all(isinstance(value, str) for value in values)
+    return {"string"} if only_texts and not kinds else kinds
+
+
+def _listed(schema: Mapping[str, Any], key: str) -> list[Any]:
+    value = schema.get(key)
+    return value if isinstance(value, list) else []
 
 
 def _refuse(constant: str) -> None:

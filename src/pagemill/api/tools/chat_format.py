@@ -11,7 +11,9 @@ from pagemill.api.tools.choice import ToolChoice, forced_calls
 from pagemill.api.tools.formats import (
     FORMATS_BY_NAME,
     PLAIN_JSON,
+    REASONING_ALIASES,
     REASONING_BY_NAME,
+    TOOL_ALIASES,
     ReasoningFormat,
     ToolFormat,
     detect_format,
@@ -34,6 +36,10 @@ class ChatFormat:
     @staticmethod
     def of(template: str, tools: str = "auto", reasoning: str = "auto") -> ChatFormat:
         """From the chat template's text, unless named; "none" turns one off. Raises ConfigError."""
+        tools, reasoning = (
+            TOOL_ALIASES.get(tools, tools),
+            REASONING_ALIASES.get(reasoning, reasoning),
+        )
         return ChatFormat(
             _chosen("tool call parser", tools, FORMATS_BY_NAME, detect_format(template)),
             _chosen("reasoning parser", reasoning, REASONING_BY_NAME, detect_reasoning(template)),

@@ -50,6 +50,20 @@ class ToolFormat:
     forced: tuple[str, str] | None = None
 
 
+def _functions(close: str) -> TaggedBody:
+    """`<function=f><parameter=a>…</parameter></function>`, with `close` after it."""
+    return TaggedBody(
+        key_open="<parameter=",
+        key_close=">",
+        value_open="",
+        value_close="</parameter>",
+        ends=("</function>", close),
+        opening="<function=",
+        name_end=">",
+        close=close,
+    )
+
+
 PLAIN_JSON = ToolFormat(name="json", marks=(), body=JsonBody(), bare=True)
 
 TOOL_FORMATS = (
@@ -97,18 +111,30 @@ TOOL_FORMATS = (
         openers=("<tool_call>",),
     ),
     ToolFormat(
-        name="qwen3_coder",
-        marks=("<function=",),
+        name="minimax",
+        marks=("<minimax:tool_call>", "<invoke name="),
         body=TaggedBody(
-            key_open="<parameter=",
-            key_close=">",
+            key_open='<parameter name="',
+            key_close='">',
             value_open="",
             value_close="</parameter>",
-            ends=("</function>", "</tool_call>"),
-            opening="<function=",
-            name_end=">",
-            close="</tool_call>",
+            ends=("</invoke>",),
+            opening='<invoke name="',
+            name_end='">',
         ),
+        openers=('<invoke name="',),
+        wrappers=("<minimax:tool_call>", "</minimax:tool_call>"),
+    ),
+    ToolFormat(
+        name="seed_oss",
+        marks=("<seed:tool_call>",),
+        body=_functions("</seed:tool_call>"),
+        openers=("<seed:tool_call>", "<function="),
+    ),
+    ToolFormat(
+        name="qwen3_coder",
+        marks=("<function=",),
+        body=_functions("</tool_call>"),
         openers=("<tool_call>", "<function="),
     ),
     ToolFormat(
@@ -153,6 +179,24 @@ TOOL_FORMATS = (
 
 FORMATS_BY_NAME: Mapping[str, ToolFormat] = {f.name: f for f in (*TOOL_FORMATS, PLAIN_JSON)}
 
+# vLLM's names for the same formats, so that its command lines can be kept.
+TOOL_ALIASES: Mapping[str, str] = {
+    "openai": "harmony",
+    "deepseek_v3": "deepseek",
+    "deepseek_v31": "deepseek",
+    "kimi_k2": "kimi",
+    "glm45": "glm",
+    "glm47": "glm",
+    "minimax_m2": "minimax",
+    "qwen3_xml": "qwen3_coder",
+    "qwen3_json": "hermes",
+    "granite": "phi4",
+    "phi4_mini_json": "phi4",
+    "llama4_json": "llama3_json",
+    "llama4_pythonic": "pythonic",
+    "olmo3": "pythonic",
+}
+
 
 @dataclass(frozen=True)
 class ReasoningFormat:
@@ -172,6 +216,14 @@ REASONING_FORMATS = (
 )
 
 REASONING_BY_NAME: Mapping[str, ReasoningFormat] = {f.name: f for f in REASONING_FORMATS}
+_THINK = ("deepseek_r1", "deepseek_v3", "glm45", "kimi_k2", "minimax_m2", "qwen3", "nemotron_v3")
+REASONING_ALIASES: Mapping[str, str] = {
+    **dict.fromkeys(_THINK, "think"),
+    "seed_oss": "seed",
+    "cohere_command3": "cohere",
+    "cohere_command4": "cohere",
+    "openai_gptoss": "none",  # its tool format separates the channels
+}
 
 
 def detect_format(template: str) -> ToolFormat | None:

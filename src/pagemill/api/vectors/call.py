@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,16 +15,19 @@ from pagemill.api.body import read_body
 from pagemill.api.completions import split_prompts
 from pagemill.api.connection import run_while_connected
 from pagemill.api.context import RequestScope, ServerContext
+from pagemill.api.errors import GenerationError
 from pagemill.api.responses import PromptTokensDetails, Usage
 from pagemill.api.sampling import refuse_unsupported
 from pagemill.api.streaming import ignored_header, json_response
 from pagemill.api.vectors.schema import InputFields, VectorFields
 from pagemill.config.pooling import PoolingConfig
-from pagemill.errors import InvalidParams
+from pagemill.errors import InvalidParams, PageMillError
 from pagemill.frontend.base import Renderer
 from pagemill.frontend.outputs import PooledOutput, Prompt
 from pagemill.frontend.pair_encoding import checked_keep
 from pagemill.params import PoolingParams
+
+logger = logging.getLogger(__name__)
 
 B = TypeVar("B", bound=VectorFields)
 WithInput = TypeVar("WithInput", bound=InputFields)
@@ -72,12 +76,24 @@ class VectorCall(Generic[B]):
             context.metrics.pooling(lengths, context.clock.monotonic) as seen,
         ):
             self.response_id = name
-            outputs = await context.client.pool(
-                prompts, params, request_id=ids[0], priority=self.body.priority or 0
-            )
+            outputs = await self._ask(prompts, params, ids[0])
             seen.finish(outputs)
         self.scope.cached_tokens = sum(output.num_cached_tokens for output in outputs)
         return outputs
+
+    async def _ask(
+        self, prompts: Sequence[Prompt], params: PoolingParams, request_id: str
+    ) -> list[PooledOutput]:
+        priority = self.body.priority or 0
+        try:
+            return await self.context.client.pool(
+                prompts, params, request_id=request_id, priority=priority
+            )
+        except PageMillError as error:
+            if type(error) is not PageMillError:
+                raise
+            logger.error("request %s failed: %s", self.scope.request_id, error)
+            raise GenerationError("The engine could not finish this request") from None
 
     def usage(self) -> Usage:
         """The counts; nothing is generated."""

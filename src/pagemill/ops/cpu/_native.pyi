@@ -1,3 +1,62 @@
+class Workspace:
+    def __init__(self) -> None: ...
+
+class Matrix:
+    def __init__(
+        self, packed: int, bias: int, inputs: int, outputs: int, bits: int, offsets: bool, /
+    ) -> None: ...
+    def packed_bytes(self) -> int: ...
+
+class AttentionShape:
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        soft_cap: float,
+        window: int,
+        /,
+    ) -> None: ...
+
+class Rope:
+    def __init__(self, cos_sin: int, q_norm: int, k_norm: int, eps: float, /) -> None: ...
+
+class Cache:
+    def __init__(self, k: int, v: int, type_code: int, block_size: int, /) -> None: ...
+
+class Step:
+    def __init__(
+        self,
+        positions: int,
+        slot_mapping: int,
+        block_table: int,
+        query_start: int,
+        seq_lens: int,
+        rows: int,
+        tokens: int,
+        table_stride: int,
+        /,
+    ) -> None: ...
+
+class Layer:
+    def __init__(
+        self,
+        qkv: Matrix,
+        o: Matrix,
+        gate_up: Matrix,
+        down: Matrix,
+        input_norm: int,
+        after_attention: int,
+        mlp_norm: int,
+        after_mlp: int,
+        eps: float,
+        gate: int,
+        shape: AttentionShape,
+        rope: Rope,
+        /,
+    ) -> None: ...
+
 def isa() -> str: ...
 def rms_norm(
     type_code: int,
@@ -13,53 +72,15 @@ def rms_norm(
 ) -> None: ...
 def gate_mul(type_code: int, x: int, out: int, rows: int, size: int, gate: int, /) -> None: ...
 def rope_cache(
-    type_code: int,
-    qkv: int,
-    q: int,
-    k_cache: int,
-    v_cache: int,
-    positions: int,
-    slot_mapping: int,
-    cos_sin: int,
-    q_norm: int,
-    k_norm: int,
-    tokens: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    block_size: int,
-    eps: float,
-    /,
+    type_code: int, qkv: int, q: int, shape: AttentionShape, step: Step, cache: Cache, rope: Rope, /
 ) -> None: ...
 def attention(
-    type_code: int,
-    q: int,
-    out: int,
-    k_cache: int,
-    v_cache: int,
-    block_table: int,
-    query_start: int,
-    seq_lens: int,
-    rows: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    block_size: int,
-    table_stride: int,
-    scale: float,
-    soft_cap: float,
-    window: int,
-    /,
+    type_code: int, q: int, out: int, shape: AttentionShape, step: Step, cache: Cache, /
 ) -> None: ...
-def int8_linear(
-    type_code: int,
-    x: int,
-    weight: int,
-    scale: int,
-    bias: int,
-    out: int,
-    rows: int,
-    inputs: int,
-    outputs: int,
-    /,
+def group_linear(
+    type_code: int, x: int, out: int, rows: int, matrix: Matrix, workspace: Workspace, /
+) -> None: ...
+def pack(matrix: Matrix, codes: int, scales: int, offsets: int, out: int, /) -> None: ...
+def run_layer(
+    layer: Layer, residual: int, step: Step, cache: Cache, workspace: Workspace, /
 ) -> None: ...

@@ -1,72 +1,40 @@
-"""`Ops` in C++ for CPUs. Matrix products stay with torch; see quant/ for the int8 ones.
+"""`Ops` in C++ for CPUs. Products with plain weights stay with torch; see matrix.py for the others.
 
-The native module takes addresses, so every call here checks what the kernels rely on: type,
-contiguity and device. It shares torch's OpenMP threads, hence torch is imported before it.
+The native module shares torch's OpenMP threads, hence torch is imported before it.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from pagemill.ops.base import HeadShape
 from pagemill.ops.cpu import _native
+from pagemill.ops.cpu.layer import NativeLayer, can_be_whole
+from pagemill.ops.cpu.matrix import MatrixProducts
+from pagemill.ops.cpu.types import (
+    address,
+    attention_shape,
+    cache_pages,
+    float_address,
+    type_code,
+)
+from pagemill.ops.fused import LayerParts, WholeLayer
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _SILU, _GELU_TANH = 0, 1
-MAX_HEAD_DIM = 256
-_TILE_CHANNELS = 16  # of native/int8_linear.h
-
-
-def type_code(x: Tensor) -> int:
-    """The native code of a tensor's type. Raises TypeError for types without kernels."""
-    code = _TYPES.get(x.dtype)
-    if code is None:
-        raise TypeError(f"the CPU kernels take float32 and bfloat16, not {x.dtype}")
-    return code
-
-
-def address(x: Tensor | None) -> int:
-    """The address of a contiguous tensor, 0 for None."""
-    if x is None:
-        return 0
-    assert x.is_contiguous()
-    return x.data_ptr()
-
-
-def pack_int8(weight: Tensor) -> Tensor:
-    """int8 [out, in] -> the layout of `int8_linear`: tiles of 16 channels by pairs of inputs."""
-    out_features, in_features = weight.shape
-    padded = pad(weight, (0, in_features % 2, 0, -out_features % _TILE_CHANNELS))
-    tiles = padded.view(-1, _TILE_CHANNELS, padded.shape[1] // 2, 2)
-    return tiles.permute(0, 2, 1, 3).contiguous()
-
-
-def int8_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """[T, in] times int8 weights from `pack_int8` with float32 scales [out] -> [T, out]."""
-    rows, in_features = x.shape
-    assert packed.shape[1] == (in_features + 1) // 2 and scale.dtype == torch.float32
-    assert bias is None or bias.dtype == torch.float32
-    out = torch.empty(rows, len(scale), dtype=x.dtype)
-    _native.int8_linear(
-        type_code(x),
-        address(x),
-        address(packed),
-        address(scale),
-        address(bias),
-        out.data_ptr(),
-        rows,
-        in_features,
-        len(scale),
-    )
-    return out
 
 
 class CpuOps:
     """Implements `Ops`; float32 and bfloat16."""
 
     name = "cpu"
+
+    def __init__(self) -> None:
+        self.products = MatrixProducts()
+
+    def whole_layer(self, parts: LayerParts) -> WholeLayer | None:
+        return NativeLayer(parts, self.products.workspace) if can_be_whole(parts) else None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)
@@ -121,25 +89,16 @@ class CpuOps:
     ) -> Tensor:
         tokens = qkv.shape[0]
         assert positions.dtype == slot_mapping.dtype == torch.int64
-        assert cos_sin.dtype == torch.float32 and k_cache.dtype == qkv.dtype
         q = torch.empty(tokens, shape.num_heads, shape.head_dim, dtype=qkv.dtype)
+        step = _native.Step(address(positions), address(slot_mapping), 0, 0, 0, 0, tokens, 0)
         _native.rope_cache(
             type_code(qkv),
             address(qkv),
             q.data_ptr(),
-            address(k_cache),
-            address(v_cache),
-            address(positions),
-            address(slot_mapping),
-            address(cos_sin),
-            address(q_norm),
-            address(k_norm),
-            tokens,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            k_cache.shape[2],
-            eps,
+            attention_shape(shape.num_heads, shape.num_kv_heads, shape.head_dim),
+            step,
+            cache_pages(k_cache, v_cache, qkv.dtype),
+            _native.Rope(float_address(cos_sin), float_address(q_norm), float_address(k_norm), eps),
         )
         return q
 

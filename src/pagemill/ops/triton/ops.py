@@ -1,25 +1,35 @@
-"""`Ops`, `FusedOps`, `DecodeOps` and `SamplingOps` in Triton; products of many tokens by cuBLAS."""
+"""`Ops`, `FusedOps`, `DecodeOps`, `SamplingOps` and `Fp8Ops` by Triton; big products by cuBLAS."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pagemill.ops.base import HeadShape
 from pagemill.ops.decode import DecodeInputs, DecodeState
+from pagemill.ops.fused import Stream
 from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 from pagemill.ops.triton import activation, decode_step, norm, rope, sampling
+from pagemill.ops.triton.batch_linear import (
+    batch_linear,
+    batch_linear_add,
+    begin_stream,
+    norm_batch_linear,
+)
 from pagemill.ops.triton.counters import Counters
 from pagemill.ops.triton.fp8_linear import fp8_linear
-from pagemill.ops.triton.skinny_linear import MAX_TOKENS, skinny_linear
 from pagemill.ops.triton.vector_linear import MAX_WIDTH, norm_vector_linear, vector_linear
 
-# Above this cuBLAS streams the weights of 2 to 16 tokens at the device's bandwidth.
-SKINNY_MAX_ELEMENTS = 16 * 1024 * 1024
+# With more tokens cuBLAS is faster, even with a kernel for every operation around it.
+FEW_TOKENS = 16
+# A product alone of several tokens: cuBLAS streams larger weights at the device's bandwidth.
+PLAIN_MAX_ELEMENTS = 16 * 1024 * 1024
+MIN_TILE = 256  # elements of the smallest tile, each of which needs a counter
 
 
 class TritonOps:
-    """Implements `Ops`, `FusedOps`, `DecodeOps` and `SamplingOps`."""
+    """Implements `Ops`, `FusedOps`, `DecodeOps`, `SamplingOps` and `Fp8Ops`."""
 
     name = "triton"
 
@@ -44,14 +54,14 @@ class TritonOps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[T, in] @ [out, in]^T -> [T, out]; own kernels where they beat cuBLAS."""
         num_tokens = x.shape[0] if x.dim() == 2 else 0
-        if not 1 <= num_tokens <= MAX_TOKENS or x.stride(-1) != 1 or not weight.is_contiguous():
+        fits = 1 <= num_tokens <= FEW_TOKENS and x.stride(-1) == 1
+        if not fits or not weight.is_contiguous():
             return F.linear(x, weight, bias)
         if num_tokens == 1:
             return vector_linear(x, weight, bias)
-        if weight.numel() > SKINNY_MAX_ELEMENTS:
+        if weight.numel() > PLAIN_MAX_ELEMENTS:
             return F.linear(x, weight, bias)
-        counters = self._counters.get(x.device, weight.shape[0])
-        return skinny_linear(x, weight, bias, counters)
+        return batch_linear(x, weight, bias, self._tile_counters(x, weight))
 
     def qk_norm_rope_cache(
         self,
@@ -73,21 +83,42 @@ class TritonOps:
     def fp8_linear(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         return fp8_linear(x, weight, scale, bias)
 
-    def fuses(self, num_tokens: int, in_features: int) -> bool:
-        return num_tokens == 1 and in_features <= MAX_WIDTH
+    def fuses(self, num_tokens: int, in_features: int, dtype: torch.dtype) -> bool:
+        if num_tokens == 1:
+            return in_features <= MAX_WIDTH
+        # Float16 might overflow before the norm's scale is applied, float32 is not worth kernels.
+        return dtype == torch.bfloat16 and 1 < num_tokens <= FEW_TOKENS
+
+    def begin_stream(self, values: Tensor, norm: Tensor) -> Stream:
+        return Stream(values, norm) if len(values) == 1 else begin_stream(values, norm)
 
     def norm_linear(
-        self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+        self, stream: Stream, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        return norm_vector_linear(x, norm, eps, weight, bias)
+        if stream.squares is None:
+            return norm_vector_linear(stream.values, stream.norm, eps, weight, bias)
+        counters = self._tile_counters(stream.values, weight)
+        return norm_batch_linear(stream, eps, weight, bias, None, counters)
 
-    def norm_gate_up(
-        self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, activation: str
-    ) -> Tensor:
-        return norm_vector_linear(x, norm, eps, weight, activation=activation)
+    def norm_gate_up(self, stream: Stream, eps: float, weight: Tensor, activation: str) -> Tensor:
+        if stream.squares is None:
+            values, norm = stream.values, stream.norm
+            return norm_vector_linear(values, norm, eps, weight, activation=activation)
+        counters = self._tile_counters(stream.values, weight)
+        return norm_batch_linear(stream, eps, weight, None, activation, counters)
 
-    def linear_add(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> None:
-        vector_linear(x, weight, bias, add_to=residual)
+    def linear_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: Stream, next_norm: Tensor
+    ) -> None:
+        if stream.squares is None:
+            vector_linear(x, weight, bias, add_to=stream.values)
+            stream.norm = next_norm
+        else:
+            counters = self._tile_counters(x, weight)
+            batch_linear_add(x, weight, bias, stream, next_norm, counters)
+
+    def _tile_counters(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._counters.get(x.device, len(x) * len(weight) // MIN_TILE + len(weight))
 
     def argmax(self, logits: Tensor) -> Tensor:
         """The first greatest entry of each row of logits [n, V] -> [n] int64."""

@@ -20,7 +20,8 @@ from torch import Tensor
 from pagemill.ops.triton.activation import gelu_tanh, silu
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, num_sms, supports_pdl, wait_for_inputs
 
-MAX_WIDTH = 4096  # longer inputs are taken in pieces of this many elements
+MAX_WIDTH = 4096  # of an input that a program takes at once
+LONG_PIECE = 2048  # longer ones are taken in pieces of so many elements
 NO_ACTIVATION, SILU, GELU = 0, 1, 2
 ACTIVATIONS = {None: NO_ACTIVATION, "silu": SILU, "gelu_tanh": GELU}
 
@@ -44,7 +45,7 @@ def vector_config(out_features: int, in_features: int, gated: bool) -> VectorCon
     if out_features > 16384:
         return VectorConfig(max(1, 16384 // width), 8, 8)
     if in_features > MAX_WIDTH:
-        return VectorConfig(max(1, 16384 // width), 8, 4)
+        return VectorConfig(8192 // LONG_PIECE, 4, 4)
     if width > 2048 and out_features > 2048:
         return VectorConfig(max(1, (4096 if gated else 8192) // width), 4, 4)
     if gated:
@@ -198,7 +199,7 @@ def _launch_long(
         num_rows,
         K=in_features,
         BLOCK_N=config.block_n,
-        BLOCK_K=MAX_WIDTH,
+        BLOCK_K=LONG_PIECE,
         BIAS=bias is not None,
         ADD=add,
         PDL=pdl,

@@ -85,41 +85,50 @@ inline void rotate(float* head, const float* cos_sin, int64_t head_dim) {
   }
 }
 
-template <typename T>
-void rope_head(const T* x, T* out, const float* norm, const float* cos_sin, int64_t head_dim,
+template <typename T, typename C>
+void rope_head(const T* x, C* out, const float* norm, const float* cos_sin, int64_t head_dim,
                float eps) {
   float head[512];
   for (int64_t i = 0; i < head_dim; i++) head[i] = to_float(x[i]);
   if (norm) norm_row<float>(head, nullptr, norm, head, head_dim, eps);
   rotate(head, cos_sin, head_dim);
-  for (int64_t i = 0; i < head_dim; i++) from_float(head[i], out + i);
+  int64_t i = 0;
+  for (; i + kLanes <= head_dim; i += kLanes) store(out + i, load(head + i));
+  for (; i < head_dim; i++) from_float(head[i], out + i);
 }
 
-template <typename T>
+template <typename T, typename C>
+void copy_head(const T* x, C* out, int64_t head_dim) {
+  int64_t i = 0;
+  for (; i + kLanes <= head_dim; i += kLanes) store(out + i, load(x + i));
+  for (; i < head_dim; i++) from_float(to_float(x[i]), out + i);
+}
+
+template <typename T, typename C>
 void rope_cache_token(const RopeCacheArgs& a, int64_t token) {
-  const int64_t d = a.head_dim;
-  const T* row = static_cast<const T*>(a.qkv) + token * (a.heads + 2 * a.kv_heads) * d;
-  const float* cos_sin = a.cos_sin + a.positions[token] * d;
-  T* q = static_cast<T*>(a.q) + token * a.heads * d;
-  for (int64_t h = 0; h < a.heads; h++)
-    rope_head(row + h * d, q + h * d, a.q_norm, cos_sin, d, a.eps);
-  int64_t slot = a.slot_mapping[token];
+  const int64_t d = a.shape.head_dim, kv_heads = a.shape.kv_heads;
+  const T* row = static_cast<const T*>(a.qkv) + token * (a.shape.heads + 2 * kv_heads) * d;
+  const float* cos_sin = a.rope.cos_sin + a.step.positions[token] * d;
+  T* q = static_cast<T*>(a.q) + token * a.shape.heads * d;
+  for (int64_t h = 0; h < a.shape.heads; h++)
+    rope_head(row + h * d, q + h * d, a.rope.q_norm, cos_sin, d, a.rope.eps);
+  int64_t slot = a.step.slot_mapping[token];
   if (slot < 0) return;
-  const T* k = row + a.heads * d;
-  const T* v = k + a.kv_heads * d;
-  int64_t block = slot / a.block_size, offset = slot % a.block_size;
-  for (int64_t h = 0; h < a.kv_heads; h++) {
-    int64_t at = ((block * a.kv_heads + h) * a.block_size + offset) * d;
-    rope_head(k + h * d, static_cast<T*>(a.k_cache) + at, a.k_norm, cos_sin, d, a.eps);
-    std::memcpy(static_cast<T*>(a.v_cache) + at, v + h * d, d * sizeof(T));
+  const T* k = row + a.shape.heads * d;
+  const T* v = k + kv_heads * d;
+  int64_t block = slot / a.cache.block_size, offset = slot % a.cache.block_size;
+  for (int64_t h = 0; h < kv_heads; h++) {
+    int64_t at = ((block * kv_heads + h) * a.cache.block_size + offset) * d;
+    rope_head(k + h * d, static_cast<C*>(a.cache.k) + at, a.rope.k_norm, cos_sin, d, a.rope.eps);
+    copy_head(v + h * d, static_cast<C*>(a.cache.v) + at, d);
   }
 }
 
-template <typename T>
+template <typename T, typename C>
 void rope_cache(const RopeCacheArgs& a) {
-  int64_t elements = a.tokens * (a.heads + a.kv_heads) * a.head_dim;
+  int64_t elements = a.step.tokens * (a.shape.heads + a.shape.kv_heads) * a.shape.head_dim;
 #pragma omp parallel for if (elements > kParallelElements)
-  for (int64_t t = 0; t < a.tokens; t++) rope_cache_token<T>(a, t);
+  for (int64_t t = 0; t < a.step.tokens; t++) rope_cache_token<T, C>(a, t);
 }
 
 }  // namespace pagemill::PAGEMILL_ISA

@@ -3,7 +3,8 @@
 
 #include "attention.h"
 #include "elementwise.h"
-#include "int8_linear.h"
+#include "group_linear.h"
+#include "layer.h"
 
 #define PAGEMILL_TEXT_OF(x) #x
 #define PAGEMILL_TEXT(x) PAGEMILL_TEXT_OF(x)
@@ -17,6 +18,14 @@ void dispatch(Type type, const Args& args) {
   type == Type::kFloat32 ? kFloat(args) : kHalf(args);
 }
 
+// The cache has the type of the activations, or is float16 beside float32.
+template <typename Args, void (*kFloat)(const Args&), void (*kMixed)(const Args&),
+          void (*kHalf)(const Args&)>
+void dispatch_cached(Type type, const Args& args) {
+  if (type == Type::kBFloat16) return kHalf(args);
+  args.cache.type == Type::kFloat16 ? kMixed(args) : kFloat(args);
+}
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -24,9 +33,12 @@ const Kernels& kernels() {
       PAGEMILL_TEXT(PAGEMILL_ISA),
       dispatch<NormArgs, rms_norm<float>, rms_norm<BFloat16>>,
       dispatch<GateArgs, gate_mul<float>, gate_mul<BFloat16>>,
-      dispatch<RopeCacheArgs, rope_cache<float>, rope_cache<BFloat16>>,
-      dispatch<AttentionArgs, attention<float>, attention<BFloat16>>,
-      dispatch<Int8LinearArgs, int8_linear<float>, int8_linear<BFloat16>>,
+      dispatch_cached<RopeCacheArgs, rope_cache<float, float>, rope_cache<float, Float16>,
+                      rope_cache<BFloat16, BFloat16>>,
+      dispatch_cached<AttentionArgs, attention<float, float>, attention<float, Float16>,
+                      attention<BFloat16, BFloat16>>,
+      dispatch<GroupLinearArgs, group_linear<float>, group_linear<BFloat16>>,
+      layer,
   };
   return table;
 }

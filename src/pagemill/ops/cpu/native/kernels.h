@@ -3,9 +3,14 @@
 
 #include <cstdint>
 
+#include "workspace.h"
+
 namespace pagemill {
 
-enum class Type : int { kFloat32 = 0, kBFloat16 = 1 };
+constexpr int kGroup = 32;     // inputs that share a scale
+constexpr int kChannels = 16;  // output channels in a packed tile
+
+enum class Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum class Gate : int { kSilu = 0, kGeluTanh = 1 };
 
 struct NormArgs {
@@ -25,40 +30,93 @@ struct GateArgs {
   Gate gate;
 };
 
+// A step's rows, packed: row i owns tokens query_start[i] to query_start[i + 1].
+struct StepArgs {
+  const int64_t* positions;    // [tokens]
+  const int64_t* slot_mapping; // [tokens], -1: do not write
+  const int32_t* block_table;  // [rows, table_stride]
+  const int32_t* query_start;  // [rows + 1]
+  const int32_t* seq_lens;     // [rows]
+  int64_t rows, tokens, table_stride;
+};
+
+// The pages of one layer, [blocks, kv_heads, block_size, head_dim] each.
+struct CacheArgs {
+  void* k;
+  void* v;
+  Type type;
+  int64_t block_size;
+};
+
+struct AttentionShape {
+  int64_t heads, kv_heads, head_dim;
+  float scale, soft_cap; // soft_cap 0: none
+  int64_t window;        // 0: none
+};
+
+struct RopeArgs {
+  const float* cos_sin; // [max_position, head_dim]: cosines, then sines
+  const float* q_norm;  // [head_dim] or null
+  const float* k_norm;
+  float eps;
+};
+
 struct RopeCacheArgs {
   const void* qkv; // [tokens, (heads + 2 kv_heads) head_dim]
   void* q;         // [tokens, heads, head_dim]
-  void* k_cache;   // [blocks, kv_heads, block_size, head_dim]
-  void* v_cache;
-  const int64_t* positions;    // [tokens]
-  const int64_t* slot_mapping; // [tokens], -1: do not write
-  const float* cos_sin;        // [max_position, head_dim]: cosines, then sines
-  const float* q_norm;         // [head_dim] or null
-  const float* k_norm;
-  int64_t tokens, heads, kv_heads, head_dim, block_size;
-  float eps;
+  AttentionShape shape;
+  StepArgs step;
+  CacheArgs cache;
+  RopeArgs rope;
 };
 
 struct AttentionArgs {
   const void* q; // [tokens, heads, head_dim]
   void* out;     // as q
-  const void* k_cache;
-  const void* v_cache;
-  const int32_t* block_table; // [rows, table_stride]
-  const int32_t* query_start; // [rows + 1]
-  const int32_t* seq_lens;    // [rows]
-  int64_t rows, heads, kv_heads, head_dim, block_size, table_stride;
-  float scale, soft_cap; // soft_cap 0: none
-  int64_t window;        // 0: none
+  AttentionShape shape;
+  StepArgs step;
+  CacheArgs cache;
 };
 
-struct Int8LinearArgs {
-  const void* x;        // [rows, in]
-  const int8_t* weight; // packed, see int8_linear.h
-  const float* scale;   // [out]
-  const float* bias;    // [out] or null
-  void* out;            // [rows, out]
-  int64_t rows, in, outs;
+// Weights of 4 or 8 bits, see group_linear.h for their layout.
+struct Matrix {
+  const uint8_t* packed;
+  const float* bias; // [outs] or null
+  int64_t in, outs;
+  int bits;
+  bool offsets;
+
+  int64_t groups() const { return (in + kGroup - 1) / kGroup; }
+  int64_t block_bytes() const { return kChannels * (offsets ? 4 : 2) + kChannels * kGroup * bits / 8; }
+  int64_t tile_bytes() const { return groups() * block_bytes(); }
+};
+
+struct GroupLinearArgs {
+  const void* x; // [rows, in]
+  void* out;     // [rows, outs]
+  int64_t rows;
+  Matrix matrix;
+  Workspace* workspace;
+};
+
+// A pre-norm decoder layer; the norms behind attention and MLP are Gemma's, null elsewhere.
+struct LayerArgs {
+  Matrix qkv, o, gate_up, down;
+  const float* input_norm; // [hidden] each
+  const float* after_attention;
+  const float* mlp_norm;
+  const float* after_mlp;
+  float eps;
+  Gate gate;
+  AttentionShape shape;
+  RopeArgs rope;
+};
+
+struct LayerRun {
+  float* residual; // [tokens, hidden]
+  StepArgs step;
+  CacheArgs cache;
+  Workspace* workspace;
 };
 
 struct Kernels {
@@ -67,7 +125,8 @@ struct Kernels {
   void (*gate_mul)(Type, const GateArgs&);
   void (*rope_cache)(Type, const RopeCacheArgs&);
   void (*attention)(Type, const AttentionArgs&);
-  void (*int8_linear)(Type, const Int8LinearArgs&);
+  void (*group_linear)(Type, const GroupLinearArgs&);
+  void (*layer)(const LayerArgs&, const LayerRun&);
 };
 
 }  // namespace pagemill

@@ -1,8 +1,10 @@
 // The Python module. Addresses come as integers: torch's own dlpack export costs more than most
-// of these kernels on a small batch. ops.py, the only caller, checks shapes, types and strides.
+// of these kernels on a small batch. The callers in ops/cpu check shapes, types and strides, and
+// keep the tensors alive whose addresses these objects hold.
 #include <nanobind/nanobind.h>
 
 #include "kernels.h"
+#include "pack.h"
 
 namespace nb = nanobind;
 using namespace pagemill;
@@ -24,9 +26,12 @@ namespace {
 const Kernels& select() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
     return avx512::kernels();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    return avx2::kernels();
 #endif
   return baseline::kernels();
 }
@@ -51,42 +56,97 @@ void gate_mul(int type, uintptr_t x, uintptr_t out, int64_t rows, int64_t size, 
   chosen().gate_mul(Type(type), {at<void>(x), at<void>(out), rows, size, Gate(gate)});
 }
 
-void rope_cache(int type, uintptr_t qkv, uintptr_t q, uintptr_t k_cache, uintptr_t v_cache,
-                uintptr_t positions, uintptr_t slot_mapping, uintptr_t cos_sin, uintptr_t q_norm,
-                uintptr_t k_norm, int64_t tokens, int64_t heads, int64_t kv_heads,
-                int64_t head_dim, int64_t block_size, float eps) {
-  chosen().rope_cache(Type(type),
-                      {at<void>(qkv), at<void>(q), at<void>(k_cache), at<void>(v_cache),
-                       at<int64_t>(positions), at<int64_t>(slot_mapping), at<float>(cos_sin),
-                       at<float>(q_norm), at<float>(k_norm), tokens, heads, kv_heads, head_dim,
-                       block_size, eps});
+void rope_cache(int type, uintptr_t qkv, uintptr_t q, const AttentionShape& shape,
+                const StepArgs& step, const CacheArgs& cache, const RopeArgs& rope) {
+  chosen().rope_cache(Type(type), {at<void>(qkv), at<void>(q), shape, step, cache, rope});
 }
 
-void attention(int type, uintptr_t q, uintptr_t out, uintptr_t k_cache, uintptr_t v_cache,
-               uintptr_t block_table, uintptr_t query_start, uintptr_t seq_lens, int64_t rows,
-               int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t block_size,
-               int64_t table_stride, float scale, float soft_cap, int64_t window) {
-  chosen().attention(Type(type),
-                     {at<void>(q), at<void>(out), at<void>(k_cache), at<void>(v_cache),
-                      at<int32_t>(block_table), at<int32_t>(query_start), at<int32_t>(seq_lens),
-                      rows, heads, kv_heads, head_dim, block_size, table_stride, scale, soft_cap,
-                      window});
+void attention(int type, uintptr_t q, uintptr_t out, const AttentionShape& shape,
+               const StepArgs& step, const CacheArgs& cache) {
+  chosen().attention(Type(type), {at<void>(q), at<void>(out), shape, step, cache});
 }
 
-void int8_linear(int type, uintptr_t x, uintptr_t weight, uintptr_t scale, uintptr_t bias,
-                 uintptr_t out, int64_t rows, int64_t in, int64_t outs) {
-  chosen().int8_linear(Type(type), {at<void>(x), at<int8_t>(weight), at<float>(scale),
-                                    at<float>(bias), at<void>(out), rows, in, outs});
+void group_linear(int type, uintptr_t x, uintptr_t out, int64_t rows, const Matrix& matrix,
+                  Workspace& workspace) {
+  chosen().group_linear(Type(type), {at<void>(x), at<void>(out), rows, matrix, &workspace});
+}
+
+void pack_matrix(const Matrix& matrix, uintptr_t codes, uintptr_t scales, uintptr_t offsets,
+                 uintptr_t out) {
+  pack({at<uint8_t>(codes), at<uint16_t>(scales), at<uint16_t>(offsets)}, matrix,
+       at<uint8_t>(out));
+}
+
+void run_layer(const LayerArgs& layer, uintptr_t residual, const StepArgs& step,
+               const CacheArgs& cache, Workspace& workspace) {
+  chosen().layer(layer, {at<float>(residual), step, cache, &workspace});
+}
+
+void bind_values(nb::module_& m) {
+  nb::class_<Workspace>(m, "Workspace").def(nb::init<>());
+  nb::class_<Matrix>(m, "Matrix")
+      .def("__init__",
+           [](Matrix* self, uintptr_t packed, uintptr_t bias, int64_t in, int64_t outs, int bits,
+              bool offsets) {
+             new (self) Matrix{at<uint8_t>(packed), at<float>(bias), in, outs, bits, offsets};
+           })
+      .def("packed_bytes",
+           [](const Matrix& m) { return (m.outs + kChannels - 1) / kChannels * m.tile_bytes(); });
+  nb::class_<AttentionShape>(m, "AttentionShape")
+      .def("__init__", [](AttentionShape* self, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                          float scale, float soft_cap, int64_t window) {
+        new (self) AttentionShape{heads, kv_heads, head_dim, scale, soft_cap, window};
+      });
+  nb::class_<RopeArgs>(m, "Rope").def(
+      "__init__",
+      [](RopeArgs* self, uintptr_t cos_sin, uintptr_t q_norm, uintptr_t k_norm, float eps) {
+        new (self) RopeArgs{at<float>(cos_sin), at<float>(q_norm), at<float>(k_norm), eps};
+      });
+  nb::class_<CacheArgs>(m, "Cache").def(
+      "__init__", [](CacheArgs* self, uintptr_t k, uintptr_t v, int type, int64_t block_size) {
+        new (self) CacheArgs{at<void>(k), at<void>(v), Type(type), block_size};
+      });
+  nb::class_<StepArgs>(m, "Step").def(
+      "__init__", [](StepArgs* self, uintptr_t positions, uintptr_t slot_mapping,
+                     uintptr_t block_table, uintptr_t query_start, uintptr_t seq_lens, int64_t rows,
+                     int64_t tokens, int64_t table_stride) {
+        new (self) StepArgs{at<int64_t>(positions),   at<int64_t>(slot_mapping),
+                            at<int32_t>(block_table), at<int32_t>(query_start),
+                            at<int32_t>(seq_lens),    rows,
+                            tokens,                   table_stride};
+      });
+  nb::class_<LayerArgs>(m, "Layer").def(
+      "__init__",
+      [](LayerArgs* self, const Matrix& qkv, const Matrix& o, const Matrix& gate_up,
+         const Matrix& down, uintptr_t input_norm, uintptr_t after_attention, uintptr_t mlp_norm,
+         uintptr_t after_mlp, float eps, int gate, const AttentionShape& shape,
+         const RopeArgs& rope) {
+        new (self) LayerArgs{qkv,
+                             o,
+                             gate_up,
+                             down,
+                             at<float>(input_norm),
+                             at<float>(after_attention),
+                             at<float>(mlp_norm),
+                             at<float>(after_mlp),
+                             eps,
+                             Gate(gate),
+                             shape,
+                             rope};
+      });
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
   using guard = nb::call_guard<nb::gil_scoped_release>;
+  bind_values(m);
   m.def("isa", [] { return chosen().name; });
   m.def("rms_norm", &rms_norm, guard());
   m.def("gate_mul", &gate_mul, guard());
   m.def("rope_cache", &rope_cache, guard());
   m.def("attention", &attention, guard());
-  m.def("int8_linear", &int8_linear, guard());
+  m.def("group_linear", &group_linear, guard());
+  m.def("pack", &pack_matrix, guard());
+  m.def("run_layer", &run_layer, guard());
 }

@@ -4,8 +4,13 @@
 // compiled several times and the linker must not merge the copies.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace pagemill::PAGEMILL_ISA {
 
@@ -23,6 +28,10 @@ using VecU = uint32_t __attribute__((vector_size(kLanes * 4)));
 using VecH = uint16_t __attribute__((vector_size(kLanes * 2)));
 
 struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
   uint16_t bits;
 };
 
@@ -67,6 +76,64 @@ inline void from_float(float x, BFloat16* out) {
   out->bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// IEEE half precision by hand, for targets without an instruction and for single elements.
+inline float to_float(Float16 x) {
+  uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+  if (rest < 0x400u) {  // zero or subnormal: rest * 2^-24
+    float f = float(rest) * 5.9604644775390625e-8f;
+    return sign ? -f : f;
+  }
+  uint32_t bits = rest >= 0x7c00u ? sign | 0x7f800000u | ((rest & 0x3ffu) << 13)
+                                  : sign | ((rest << 13) + 0x38000000u);
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+constexpr float kFloat16Top = 65504.0f;
+
+// Rounds to nearest, ties to even; what is too large becomes the largest number.
+inline void from_float(float x, Float16* out) {
+  uint32_t bits;
+  x = x > kFloat16Top ? kFloat16Top : x < -kFloat16Top ? -kFloat16Top : x;
+  std::memcpy(&bits, &x, sizeof bits);
+  uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits < 0x38800000u) {  // below 2^-14: a subnormal
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof magnitude);
+    out->bits = uint16_t(sign | uint16_t(std::nearbyint(magnitude * 16777216.0f)));
+    return;
+  }
+  bits += 0xfffu + ((bits >> 13) & 1u);
+  out->bits = uint16_t(sign | uint16_t((bits - 0x38000000u) >> 13));
+}
+
+#if defined(__AVX512F__)
+inline VecF load(const Float16* p) {
+  return VecF(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+inline void store_half(Float16* p, VecF v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), 0));
+}
+#elif defined(__AVX2__)
+inline VecF load(const Float16* p) {
+  return VecF(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline void store_half(Float16* p, VecF v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), 0));
+}
+#else
+inline VecF load(const Float16* p) {
+  VecF v;
+  for (int i = 0; i < kLanes; i++) v[i] = to_float(p[i]);
+  return v;
+}
+inline void store_half(Float16* p, VecF v) {
+  for (int i = 0; i < kLanes; i++) from_float(v[i], p + i);
+}
+#endif
+
 // Adds the upper half to the lower one until one lane is left.
 inline float sum(VecF v) {
   for (int half = kLanes / 2; half > 0; half /= 2) {
@@ -85,6 +152,12 @@ inline float max(VecF v) {
 
 inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
 inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
+inline VecF abs(VecF v) { return max(v, -v); }
+
+// Beyond the type's range: the largest number.
+inline void store(Float16* p, VecF v) {
+  store_half(p, max(min(v, broadcast(kFloat16Top)), broadcast(-kFloat16Top)));
+}
 
 // e^x to about 2 units in the last place: range reduction by ln 2 in two parts (Cody and Waite,
 // 1980), then a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0 or tiny.

@@ -1,0 +1,66 @@
+"""Matrices in 4 or 8 bits as the native kernels take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pagemill.ops.cpu import _native
+from pagemill.ops.cpu.types import address, float_address, type_code
+
+GROUP = 32  # inputs that share a scale; kGroup of native/kernels.h
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """[out, in] in tiles, see native/group_linear.h; `native` holds the addresses of the others."""
+
+    native: _native.Matrix
+    packed: Tensor
+    bias: Tensor | None
+    shape: tuple[int, int]
+
+
+def pack_matrix(
+    codes: Tensor,  # [out, groups * 32]: uint8 0 to 15 in 4 bits, int8 in 8 bits
+    scales: Tensor,  # float16 [out, groups]
+    offsets: Tensor | None,  # float16 [out, groups]
+    bias: Tensor | None,  # float32 [out]
+    *,
+    bits: int,
+    in_features: int,
+) -> PackedMatrix:
+    """A weight is scale * code + offset; 4-bit codes without offsets stand for code - 8."""
+    out_features, padded = codes.shape
+    assert padded == -(-in_features // GROUP) * GROUP and codes.element_size() == 1
+    assert scales.dtype == torch.float16 and scales.shape == (out_features, padded // GROUP)
+    assert offsets is None or (offsets.dtype, offsets.shape) == (scales.dtype, scales.shape)
+
+    def native(packed: int) -> _native.Matrix:
+        has_offsets = offsets is not None
+        bias_at = float_address(bias)
+        return _native.Matrix(packed, bias_at, in_features, out_features, bits, has_offsets)
+
+    packed = torch.empty(native(0).packed_bytes(), dtype=torch.uint8)
+    matrix = native(packed.data_ptr())
+    _native.pack(matrix, address(codes), address(scales), address(offsets), packed.data_ptr())
+    return PackedMatrix(matrix, packed, bias, (out_features, in_features))
+
+
+class MatrixProducts:
+    """Products with packed matrices, all with one working memory: not for several threads."""
+
+    def __init__(self) -> None:
+        self.workspace = _native.Workspace()
+
+    def linear(self, x: Tensor, matrix: PackedMatrix) -> Tensor:
+        """[T, in] -> [T, out] of x's type, bias included."""
+        out_features, in_features = matrix.shape
+        assert x.shape[1] == in_features
+        out = torch.empty(x.shape[0], out_features, dtype=x.dtype)
+        _native.group_linear(
+            type_code(x), address(x), out.data_ptr(), x.shape[0], matrix.native, self.workspace
+        )
+        return out

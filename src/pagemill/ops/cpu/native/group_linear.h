@@ -1,0 +1,127 @@
+// Products with weights in 4 or 8 bits, a scale (and an offset) for each group of 32 inputs.
+//
+// Packed as tiles of 16 output channels; a tile holds a block for each group:
+//   scales    16 float16
+//   offsets   16 float16, where the matrix has them
+//   codes     8 quads of inputs x 16 channels x 4 inputs; in 4 bits channels 0 to 7 are the low
+//             halves of the bytes and channels 8 to 15 the high ones
+// A weight is scale * code + offset; codes of 4 bits without offsets stand for code - 8.
+#pragma once
+
+#include <algorithm>
+
+#include "activations.h"
+#include "group_dot.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace pagemill::PAGEMILL_ISA {
+
+constexpr float kMiddle = -8.0f;
+
+// kRows rows from `row` on times one tile -> out[kRows][kChannels].
+template <int kRows, int kBits, bool kOffsets>
+void tile_product(const uint8_t* block, const Activations& x, int64_t row, float* out) {
+  constexpr int kScaleBytes = kChannels * 2;
+  constexpr float kImplied = kBits == 4 && !kOffsets ? kMiddle : kShift<kBits>;
+  VecF acc[kRows][kVectors];
+  for (int r = 0; r < kRows; r++)
+    for (int v = 0; v < kVectors; v++) acc[r][v] = VecF{};
+  const int8_t* values = x.values + row * x.stride();
+  for (int64_t g = 0; g < x.groups; g++) {
+    const Float16* scales = reinterpret_cast<const Float16*>(block);
+    block += kScaleBytes;
+    const Float16* offsets = reinterpret_cast<const Float16*>(block);
+    if (kOffsets) block += kScaleBytes;
+    VecI sums[kRows][kVectors];
+    dot_group<kRows, kBits>(block, values + g * kGroup, x.stride(), sums);
+    block += kChannels * kGroup * kBits / 8;
+    for (int v = 0; v < kVectors; v++) {
+      VecF scale = load(scales + v * kLanes);
+      VecF offset = kOffsets ? load(offsets + v * kLanes) : VecF{};
+      if (kImplied != 0.0f) offset += scale * kImplied;
+      for (int r = 0; r < kRows; r++) {
+        int64_t at = (row + r) * x.groups + g;
+        acc[r][v] += __builtin_convertvector(sums[r][v], VecF) * (scale * x.scale[at]);
+        if (kOffsets || kImplied != 0.0f) acc[r][v] += offset * x.sum[at];
+      }
+    }
+  }
+  for (int r = 0; r < kRows; r++)
+    for (int v = 0; v < kVectors; v++) store(out + r * kChannels + v * kLanes, acc[r][v]);
+}
+
+template <int kBits, bool kOffsets, int kRows = kRowBlock>
+void tile_rows(int rows, const uint8_t* tile, const Activations& x, int64_t row, float* out) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return tile_rows<kBits, kOffsets, kRows - 1>(rows, tile, x, row, out);
+  tile_product<kRows, kBits, kOffsets>(tile, x, row, out);
+}
+
+// Up to kRowBlock rows times tile `t` of the matrix -> out[rows][kChannels], without bias.
+inline void multiply_tile(const Matrix& m, int64_t t, int rows, const Activations& x, int64_t row,
+                          float* out) {
+  const uint8_t* tile = m.packed + t * m.tile_bytes();
+  if (m.bits == 4)
+    m.offsets ? tile_rows<4, true>(rows, tile, x, row, out)
+              : tile_rows<4, false>(rows, tile, x, row, out);
+  else
+    m.offsets ? tile_rows<8, true>(rows, tile, x, row, out)
+              : tile_rows<8, false>(rows, tile, x, row, out);
+}
+
+// Rows whose activations stay in the second-level cache while all tiles pass over them.
+inline int64_t rows_at_once(int64_t rows, int64_t groups) {
+  constexpr int64_t kBytes = 128 * 1024;
+  int64_t fitting = std::max<int64_t>(kRowBlock, kBytes / (groups * kGroup));
+  return std::min(rows, (fitting + kRowBlock - 1) / kRowBlock * kRowBlock);
+}
+
+// Calls work(unit, first row, rows) for all blocks of rows and units; by all threads of a region.
+template <typename Work>
+void for_units(int64_t units, int64_t rows, int64_t groups, Work work) {
+  const int64_t part = rows_at_once(rows, groups), parts = (rows + part - 1) / part;
+#pragma omp for schedule(guided)
+  for (int64_t i = 0; i < parts * units; i++) {
+    int64_t first = i / units * part, end = std::min(rows, first + part);
+    for (int64_t r = first; r < end; r += kRowBlock)
+      work(i % units, r, int(std::min<int64_t>(kRowBlock, end - r)));
+  }
+}
+
+// store(row, channel, count, values) gets what each tile yields, with the bias.
+template <typename Store>
+void multiply(const Matrix& m, const Activations& x, int64_t rows, Store store) {
+  const int64_t tiles = (m.outs + kChannels - 1) / kChannels;
+  for_units(tiles, rows, x.groups, [&](int64_t t, int64_t row, int count) {
+    float sums[kRowBlock * kChannels];
+    multiply_tile(m, t, count, x, row, sums);
+    int64_t channel = t * kChannels;
+    int channels = int(std::min<int64_t>(kChannels, m.outs - channel));
+    for (int r = 0; r < count; r++) {
+      float* values = sums + r * kChannels;
+      if (m.bias)
+        for (int c = 0; c < channels; c++) values[c] += m.bias[channel + c];
+      store(row + r, channel, channels, values);
+    }
+  });
+}
+
+template <typename T>
+void group_linear(const GroupLinearArgs& a) {
+  Activations x = activations(*a.workspace, Workspace::kActivations, a.rows, a.matrix.in);
+#pragma omp parallel
+  {
+#pragma omp for
+    for (int64_t r = 0; r < a.rows; r++) {
+      const T* row = static_cast<const T*>(a.x) + r * a.matrix.in;
+      quantize_row(x, r, a.matrix.in, [row](int64_t i) { return to_float(row[i]); });
+    }
+    T* out = static_cast<T*>(a.out);
+    multiply(a.matrix, x, a.rows, [&](int64_t r, int64_t channel, int count, const float* values) {
+      for (int c = 0; c < count; c++) from_float(values[c], out + r * a.matrix.outs + channel + c);
+    });
+  }
+}
+
+}  // namespace pagemill::PAGEMILL_ISA
