@@ -24,4 +24,5 @@ class Phases:
             f"{name} {end - start:.1f} s"
             for (name, start), end in zip(self._started, ends, strict=True)
         ]
-        return f"engine up in {ends[-1] - self._started[0][1]:.1f} s: {', '.join(spent)}"
+        total = ends[-1] - self._started[0][1]
+        return f"engine up in {total:.1f} s ({', '.join(spent)})"

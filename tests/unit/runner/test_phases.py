@@ -10,4 +10,4 @@ def test_every_phase_has_its_seconds() -> None:
     phases = Phases("device", clock=lambda: next(times))
     phases.begin("weights")
     phases.begin("graphs")
-    assert phases.summary() == "engine up in 5.2 s: device 0.5 s, weights 1.5 s, graphs 3.2 s"
+    assert phases.summary() == "engine up in 5.2 s (device 0.5 s, weights 1.5 s, graphs 3.2 s)"
