@@ -104,7 +104,8 @@ def _fp8_remarks(config: EngineConfig, model: ModelConfig) -> list[str]:
     if not checkpoint_scheme(model.quantization) or config.quantization.startswith("fp8"):
         return []
     form = config.dtype if config.quantization == "none" else config.quantization
-    return [f"the model's float8 weights become {form} at load: this device has no float8"]
+    why = "--deterministic has" if config.deterministic else "this device has"
+    return [f"the model's float8 weights become {form} at load: {why} no float8 products"]
 
 
 def _dtype_remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
@@ -162,10 +163,12 @@ def _quantization(
     """
     asked = args.quantization
     stored = checkpoint_scheme(model.quantization)
-    if stored and has_fp8(device):
+    if stored and has_fp8(device) and not args.deterministic:
         return stored
     if asked == "fp8":
         _require_fp8("--quantization", device)
+        if args.deterministic:
+            raise ConfigError("--quantization fp8 has no kernels for --deterministic")
         return asked
     if asked == "auto":
         rounds = device.type == "cpu" and device.native_kernels and args.dtype == "auto"

@@ -213,6 +213,15 @@ def test_other_quantised_checkpoints_are_refused(
         run(H100, dataclasses.replace(MODEL, quantization=quantization))
 
 
+def test_deterministic_mode_has_no_float8_products() -> None:
+    model = dataclasses.replace(MODEL, quantization=FP8)
+    config = run(H100, model, deterministic=True)
+    assert config.quantization == "none"
+    assert "--deterministic has no float8" in remarks(config, H100, model)[0]
+    with pytest.raises(ConfigError, match="--quantization fp8 has no kernels for --deterministic"):
+        run(H100, quantization="fp8", deterministic=True)
+
+
 def test_float8_needs_a_device_that_has_it() -> None:
     assert run(H100, quantization="fp8", kv_cache_dtype="fp8").kv_cache_dtype == "fp8"
     for device in (CPU, T4):
