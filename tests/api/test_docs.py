@@ -10,6 +10,7 @@ import pytest
 from api.fakes import make_context
 from pagemill.api.anthropic.schema import MessagesRequest
 from pagemill.api.app import ENDPOINTS
+from pagemill.api.batch.objects import CreateBatch
 from pagemill.api.responses_api.schema import ResponsesRequest
 from pagemill.api.schema import (
     NO_EFFECT,
@@ -88,6 +89,12 @@ def test_fields_of_small_endpoints_are_named(kind: type) -> None:
     section = PAGE.partition("## Tokenize")[2].partition("\n## ")[0]
     fields = set(kind.__struct_fields__) - {"model"} - REFUSED.keys()  # type: ignore[attr-defined]
     assert fields <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_fields_of_batches_are_named() -> None:
+    section = PAGE.partition("## Files and batches")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"^\| `(\w+)` \| `/v1/batches` \|", section, re.MULTILINE))
+    assert rows == set(CreateBatch.__struct_fields__)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: e.path)

@@ -31,6 +31,7 @@ def slow(log_folder: Path) -> Iterator[RunningServer]:
 
 def call(max_tokens: int) -> Call:
     body = {"prompt": "x", "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
+    body["stream_options"] = {"include_usage": True}  # late tokens may come several in one event
     return Call(json.dumps(body).encode(), 1, max_tokens)
 
 

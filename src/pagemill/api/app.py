@@ -14,6 +14,8 @@ from pagemill.api import responses as r
 from pagemill.api import schema as s
 from pagemill.api.anthropic import endpoints as messages
 from pagemill.api.anthropic import schema as a
+from pagemill.api.batch import batches, files
+from pagemill.api.batch import objects as b
 from pagemill.api.context import ServerContext
 from pagemill.api.endpoint import Endpoint, delete, get, pool, post
 from pagemill.api.errors import exception_handlers
@@ -45,6 +47,15 @@ ENDPOINTS = (
     post("/v1/responses/{response_id}/cancel", responses.cancel, None, rs.ResponseObject),
     post("/v1/messages", messages.create, a.MessagesRequest, a.Message, generates=True),
     post("/v1/messages/count_tokens", messages.count_tokens, a.CountTokensRequest, a.TokenCount),
+    post("/v1/files", files.upload, None, b.FileObject, uploads=True),
+    get("/v1/files", files.list_files, b.FileList),
+    get("/v1/files/{file_id}", files.fetch, b.FileObject),
+    get("/v1/files/{file_id}/content", files.content),
+    delete("/v1/files/{file_id}", files.delete, b.DeletedFile),
+    post("/v1/batches", batches.create, b.CreateBatch, b.Batch),
+    get("/v1/batches", batches.list_batches, b.BatchList),
+    get("/v1/batches/{batch_id}", batches.fetch, b.Batch),
+    post("/v1/batches/{batch_id}/cancel", batches.cancel, None, b.Batch),
     pool("/v1/embeddings", vectors.embeddings, v.EmbeddingRequest, va.EmbeddingList),
     pool("/v1/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
     pool("/v2/rerank", scoring.rerank, v.RerankRequest, va.Ranking),
@@ -72,6 +83,7 @@ ENDPOINTS = (
     get("/server_info", admin.server_info, r.ServerInfo, access="admin"),
 )
 # fmt: on
+FORM_BYTES = 64 * 1024
 BATCH_URLS = tuple(endpoint.path for endpoint in ENDPOINTS if endpoint.generates)
 
 
@@ -90,7 +102,9 @@ def build_app(context: ServerContext) -> Starlette:
             max_headers=settings.limits.max_headers,
         ),
         Middleware(HostCheck, allowed=settings.allowed_hosts),
-        Middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes),
+        Middleware(
+            BodyLimit, max_bytes=settings.limits.max_body_bytes, by_path=_upload_limits(context)
+        ),
     ]
     if settings.allowed_origins:
         layers.insert(1, _cors(settings.allowed_origins))
@@ -125,6 +139,14 @@ def build_batch_app(context: ServerContext) -> Starlette:
         middleware=[Middleware(RequestScopeMiddleware, context=context)],
         exception_handlers=exception_handlers(),
     )
+
+
+def _upload_limits(context: ServerContext) -> dict[str, int]:
+    """The bodies that may be larger than others: a file, and a little for its form."""
+    if context.batches is None:
+        return {}
+    max_bytes = context.batches.limits.max_file_bytes + FORM_BYTES
+    return {endpoint.path: max_bytes for endpoint in ENDPOINTS if endpoint.uploads}
 
 
 def _rate_limiter(context: ServerContext, keys: KeyRing) -> RateLimiter:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from pagemill.api.admission import Admission
+from pagemill.api.batch.storage import BatchStorage
 from pagemill.api.peers import NoPeers, Peers
 from pagemill.api.responses_api.store import ResponseStore
 from pagemill.api.tools.chat_format import ChatFormat
@@ -174,6 +175,7 @@ class ServerContext:
     peers: Peers = field(default_factory=NoPeers)
     rate_file: Path | None = None  # where processes that share keys count what these use
     tracer: Tracer | None = None
+    batches: BatchStorage | None = None  # where files and batches are kept, if they are
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     sleep_lock: asyncio.Lock = field(default_factory=asyncio.Lock)

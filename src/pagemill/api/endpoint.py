@@ -20,9 +20,9 @@ Handler: TypeAlias = Callable[[ServerContext, Request], Awaitable[Response]]
 class Endpoint:
     """One row of the table of routes. Without `access` it needs a key.
 
-    `generates` endpoints count against the limits and are refused while draining, and those that
-    have `streams` may answer with events. The first line of the handler's docstring is the
-    endpoint's summary in the document.
+    `generates` endpoints count against the limits and are refused while draining, those that have
+    `streams` may answer with events, and those that have `uploads` take a form with a file. The
+    first line of the handler's docstring is the endpoint's summary in the document.
     """
 
     method: str
@@ -33,6 +33,7 @@ class Endpoint:
     access: Access = "key"
     generates: bool = False
     streams: bool = False
+    uploads: bool = False
 
 
 def get(
@@ -55,10 +56,11 @@ def post(
     access: Access = "key",
     generates: bool = False,
     streams: bool | None = None,
+    uploads: bool = False,
 ) -> Endpoint:
     """A row for a POST endpoint; one that generates streams unless it says otherwise."""
     streams = generates if streams is None else streams
-    return Endpoint("POST", path, handler, request, response, access, generates, streams)
+    return Endpoint("POST", path, handler, request, response, access, generates, streams, uploads)
 
 
 def pool(

@@ -10,6 +10,7 @@ import hmac
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -117,11 +118,17 @@ def host_name(header: str) -> str:
 
 
 class BodyLimit:
-    """Counts the body while it is read. Raises BodyTooLarge out of `receive`."""
+    """Counts the body while it is read. Raises BodyTooLarge out of `receive`.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    `by_path` has other limits for some paths.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, by_path: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._by_path = by_path or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -132,8 +139,9 @@ class BodyLimit:
             error = InvalidParams("The Content-Length is not a number")
             await error_response(error, scope["path"])(scope, receive, send)
             return
-        if int(declared) > self._max_bytes:
-            await error_response(self._too_large(), scope["path"])(scope, receive, send)
+        max_bytes = self._by_path.get(scope["path"], self._max_bytes)
+        if int(declared) > max_bytes:
+            await error_response(_too_large(max_bytes), scope["path"])(scope, receive, send)
             return
         num_bytes = 0
 
@@ -141,14 +149,15 @@ class BodyLimit:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise self._too_large()
+            if num_bytes > max_bytes:
+                raise _too_large(max_bytes)
             return message
 
         await self._app(scope, counted, send)
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The body is larger than {self._max_bytes} bytes")
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {max_bytes} bytes")
 
 
 class HeaderLimit:

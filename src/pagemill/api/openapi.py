@@ -21,6 +21,18 @@ Json = dict[str, Any]
 
 _PATH_PARAM = re.compile(r"{(\w+)(?::\w+)?}")
 _REF_TEMPLATE = "#/components/schemas/{name}"
+_UPLOAD = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "required": ["file", "purpose"],
+            "properties": {
+                "file": {"type": "string", "format": "binary"},
+                "purpose": {"const": "batch"},
+            },
+        }
+    }
+}
 _ERRORS = {
     400: "A field is wrong",
     401: "The API key is missing or wrong",
@@ -83,6 +95,8 @@ def _operation(endpoint: Endpoint) -> Json:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in names
         ]
+    if endpoint.uploads:
+        operation["requestBody"] = {"required": True, "content": _UPLOAD}
     if endpoint.request is not None:
         operation["requestBody"] = {"required": True, "content": _json_of(endpoint.request)}
     return operation

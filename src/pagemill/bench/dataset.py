@@ -58,15 +58,12 @@ def random_samples(
     prefix = rng.integers(_FIRST_ID, vocab, shape.prefix_len).tolist()
     inputs = _lengths(shape.input_len, shape.range_ratio, count, rng)
     outputs = _lengths(shape.output_len, shape.range_ratio, count, rng)
-    samples = []
-    for input_len, output_len in zip(inputs, outputs, strict=True):
-        ids = prefix + rng.integers(_FIRST_ID, vocab, input_len).tolist()
-        if tokenizer is None:
-            samples.append(Sample(ids, len(ids), output_len))
-        else:
-            text, length = _text_of(ids, tokenizer, rng)
-            samples.append(Sample(text, length, output_len))
-    return samples
+    prompts = [prefix + rng.integers(_FIRST_ID, vocab, n).tolist() for n in inputs]
+    if tokenizer is None:
+        made: list[tuple[str | list[int], int]] = [(ids, len(ids)) for ids in prompts]
+    else:
+        made = _texts_of(prompts, tokenizer, rng)
+    return [Sample(*own, output_len) for own, output_len in zip(made, outputs, strict=True)]
 
 
 def load_tokenizer(folder: str | None) -> Tokenizer | None:
@@ -84,20 +81,22 @@ def _lengths(mean: int, ratio: float, count: int, rng: np.random.Generator) -> l
     return [int(n) for n in rng.integers(max(1, low), max(1, high), count, endpoint=True)]
 
 
-def _text_of(ids: list[int], tokenizer: Tokenizer, rng: np.random.Generator) -> tuple[str, int]:
-    """A text that has as many tokens as `ids`, or nearly, and how many it has.
+def _texts_of(
+    prompts: list[list[int]], tokenizer: Tokenizer, rng: np.random.Generator
+) -> list[tuple[str | list[int], int]]:
+    """Texts that have as many tokens as the prompts, or nearly, and how many they have.
 
     Decoding random tokens and encoding the text again gives other tokens, often more or fewer.
     """
-    wanted = len(ids)
+    wanted, ids = [len(own) for own in prompts], list(prompts)
+    vocab = tokenizer.get_vocab_size()
     for _ in range(_ATTEMPTS):
-        text = tokenizer.decode(ids, skip_special_tokens=False)
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if len(ids) == wanted:
-            return text, wanted
-        missing = wanted - len(ids)
-        if missing < 0:
-            ids = ids[:wanted]
-        else:
-            ids = ids + rng.integers(_FIRST_ID, tokenizer.get_vocab_size(), missing).tolist()
-    return text, len(tokenizer.encode(text, add_special_tokens=False).ids)
+        texts = tokenizer.decode_batch(ids, skip_special_tokens=False)
+        ids = [own.ids for own in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        lengths = [len(own) for own in ids]
+        if lengths == wanted:
+            break
+        for place, length in enumerate(wanted):
+            missing = max(0, length - len(ids[place]))
+            ids[place] = ids[place][:length] + rng.integers(_FIRST_ID, vocab, missing).tolist()
+    return list(zip(texts, lengths, strict=True))

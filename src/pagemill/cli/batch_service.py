@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +105,7 @@ class BatchService:
             owner=OWNER,
             id_of=self.journal.id_of,
             write=self._write,
-            room=_always,
+            place=nullcontext,  # nobody else uses the engine
         )
         started = time.monotonic()
         with tqdm(
@@ -142,7 +143,3 @@ class BatchService:
 
 def _default_inflight(max_num_seqs: int) -> int:
     return max_num_seqs + max(_SPARE_LEAST, max_num_seqs // _SPARE_SHARE)
-
-
-async def _always() -> None:
-    """There is always room: nobody else uses the engine."""

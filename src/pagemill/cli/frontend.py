@@ -7,6 +7,7 @@ import gc
 from pathlib import Path
 
 from pagemill.api.admission import Admission
+from pagemill.api.batch.storage import BatchStorage
 from pagemill.api.context import ServerContext, Tracer
 from pagemill.api.peers import NoPeers, Peers
 from pagemill.cli.settings import api_settings
@@ -29,6 +30,7 @@ def make_context(
     board: Board | None = None,
     peers: Peers | None = None,
     rate_file: Path | None = None,
+    batches: BatchStorage | None = None,
 ) -> ServerContext:
     """The context of one process, before the model is there."""
     names = plan.config.served_model_names
@@ -42,6 +44,7 @@ def make_context(
         admission=Admission(board=board),
         peers=peers or NoPeers(),
         rate_file=rate_file,
+        batches=batches,
         tracer=_tracer(args.otlp_endpoint),
     )
 

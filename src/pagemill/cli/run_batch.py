@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
+from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 
 from pagemill.api.app import BATCH_URLS
 from pagemill.api.batch.journal import STAMP_LENGTH, Journal, JournalError
-from pagemill.api.batch.lines import BadLine, LineReader, Scan, scan
+from pagemill.api.batch.lines import BadLine, Line, LineReader, Scan, scan
 from pagemill.cli.batch_service import BatchService, Tally
 from pagemill.cli.console import Console
 from pagemill.cli.logs import configure_logging
@@ -19,11 +20,17 @@ from pagemill.cli.settings import api_settings
 from pagemill.cli.stopping import INTERRUPTED
 from pagemill.config.args import ServeArgs
 from pagemill.config.facts import detect
+from pagemill.engine.launch import EngineProcess
 from pagemill.errors import ConfigError
+from pagemill.prepare import prepare
 
 
-def run_batch(args: ServeArgs, batch: BatchArgs) -> int:
+def run_batch(
+    args: ServeArgs, batch: BatchArgs, *, engine_command: Sequence[str] | None = None
+) -> int:
     """Run until every line has its answer; returns 0 then, and `INTERRUPTED` after a signal.
+
+    `engine_command` starts another engine process than PageMill's own, for tests.
 
     Raises ConfigError for an input that cannot be used, JournalError for an output that cannot be
     written, ModelLoadError and EngineDeadError as `serve` does. What was written stays.
@@ -34,51 +41,36 @@ def run_batch(args: ServeArgs, batch: BatchArgs) -> int:
         reader = LineReader(BATCH_URLS, args.max_body_bytes)
         found = scan(file, reader)
         _check(found, batch)
-        return _run(args, batch, file, reader, found, console)
-
-
-def _run(
-    args: ServeArgs,
-    batch: BatchArgs,
-    file: BufferedReader,
-    reader: LineReader,
-    found: Scan,
-    console: Console,
-) -> int:
-    from pagemill.engine.launch import EngineProcess
-    from pagemill.prepare import prepare
-
-    plan = prepare(args, detect(args.device))
-    journal = Journal(batch.output, _stamp(found, plan.config.served_model_names[0]))
-    try:
-        done = journal.done
-        if done.lines:
-            console.line(
-                f"{len(done.lines):,} of {found.num_lines:,} requests were answered before"
-            )
-        tally = Tally(found.num_lines, len(done.lines), done.num_failed)
-        if tally.num_left:
-            console.line(plan.summary)
-            engine = EngineProcess.start(plan.config)
-            try:
-                import uvloop
-
+        plan = prepare(args, detect(args.device))
+        journal = Journal(batch.output, _stamp(found, plan.config.served_model_names[0]))
+        tally = Tally(found.num_lines, len(journal.done.lines), journal.done.num_failed)
+        try:
+            if tally.num_left:
+                console.line(plan.summary)
+                engine = EngineProcess.start(plan.config, command=engine_command)
                 settings = api_settings(args, plan.config, ())
                 service = BatchService(plan, settings, engine, journal, tally, console)
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(service.run(reader.read(file), batch.max_inflight))
-            finally:
-                engine.stop()
-        journal.sync()
-    except JournalError as error:
-        raise JournalError(f"{error}; the same command goes on from here") from None
-    finally:
-        journal.close()
+                _run(service, reader.read(file), batch.max_inflight)
+            journal.sync()
+        except JournalError as error:
+            raise JournalError(f"{error}; the same command goes on from here") from None
+        finally:
+            journal.close()
     print(f"{tally.summary()} -> {batch.output}")
     if not tally.num_left:
         return 0
     console.line(f"stopped with {tally.num_left:,} requests left; the same command goes on")
     return INTERRUPTED
+
+
+def _run(service: BatchService, lines: Iterator[Line], max_inflight: int) -> None:
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(service.run(lines, max_inflight))
+    finally:
+        service.engine.stop()
 
 
 def _open(path: Path) -> BufferedReader:

@@ -42,8 +42,12 @@ def serve(args: ServeArgs, *, engine_command: Sequence[str] | None = None) -> in
         for listener in listeners:
             stack.enter_context(listener)
         # Only now, so that wrong settings and a taken port are known at once.
+        from pagemill.cli.batching import Batching
         from pagemill.engine.launch import EngineProcess
         from pagemill.prepare import prepare
+
+        batching = Batching(args)
+        stack.callback(batching.close)
 
         plan = prepare(args, device)
         console.line(plan.summary)
@@ -58,7 +62,7 @@ def serve(args: ServeArgs, *, engine_command: Sequence[str] | None = None) -> in
             from pagemill.cli.service import Service
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(Service(args, plan, engine, keys, console).run(listeners))
+                runner.run(Service(args, plan, engine, keys, console, batching).run(listeners))
         finally:
             engine.stop()
     return 0

@@ -13,6 +13,7 @@ from pagemill.api.context import ServerContext
 from pagemill.api.forward import OwnerDoor
 from pagemill.api.middleware import KeyRing
 from pagemill.cli.access import admin_keys
+from pagemill.cli.batching import Batching
 from pagemill.cli.console import Console
 from pagemill.cli.frontend import close_context, make_context, open_for_requests
 from pagemill.cli.http import HttpServer
@@ -41,12 +42,14 @@ class Service:
         engine: EngineProcess,
         keys: tuple[str, ...],
         console: Console,
+        batching: Batching,
     ) -> None:
         self._args = args
         self._plan = plan
         self._engine = engine
         self._console = console
         self._keys = keys
+        self._batching = batching
         self._pool: WorkerPool | None = None
 
     async def run(self, listeners: Sequence[socket.socket]) -> None:
@@ -69,6 +72,7 @@ class Service:
             board=board,
             peers=self._pool,
             rate_file=None if board is None else WorkerFiles(self._engine.folder).rates,
+            batches=self._batching.storage,
         )
         stop = StopSignals(self._end_at_once)
         stop.install()
@@ -80,10 +84,12 @@ class Service:
         self._console.line(f"listening on {url}")
         try:
             if await first_of(self._load(context, client), stop.wait()):
+                self._batching.start(context)
                 self._console.ready(url, client.info, needs_key=bool(self._keys))
                 if not await first_of(self._watch(client), stop.wait()):
                     await self._drain(context, client)
         finally:
+            await self._batching.stop()
             for server in servers:
                 server.stop()
             if self._pool is not None:
@@ -141,6 +147,7 @@ class Service:
     async def _drain(self, context: ServerContext, client: ZmqEngineClient) -> None:
         """Refuse new requests and wait for the open ones, as long as the deadline allows."""
         context.admission.start_drain()
+        await self._batching.stop()
         if self._pool is not None:
             await self._pool.drain()
         if num_open := context.admission.num_open:

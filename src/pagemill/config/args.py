@@ -88,6 +88,9 @@ class ServeArgs:
     ssl_certfile: str | None = flag(None, _SERVER, "TLS certificate chain", metavar="FILE")
     ssl_keyfile: str | None = flag(None, _SERVER, "TLS private key", metavar="FILE")
     max_body_bytes: int = flag(8 * 2**20, _SERVER, "largest request body", kind=int, metavar="N")
+    data_dir: str | None = flag(
+        None, _SERVER, "folder for files and batches, which are off without", metavar="DIR"
+    )
     drain_timeout: float = flag(
         30.0, _SERVER, "seconds that open requests get at Ctrl-C", kind=float, metavar="SECONDS"
     )

@@ -75,7 +75,8 @@ class Resident:
 def move(model: AnyModel, device: torch.device) -> None:
     """Move all tensors of a model. The objects stay, since layers share some of them."""
     for tensor in held_tensors(model):
-        tensor.data = tensor.data.to(device)
+        if tensor.device != device:  # on a CPU, native layers hold addresses
+            tensor.data = tensor.data.to(device)
 
 
 def held_tensors(model: AnyModel) -> list[Tensor]:

@@ -59,6 +59,12 @@ class Decoder(nn.Module):
             hidden = layer(hidden, residual, batch)
         return self.norm.after_add(hidden, residual)
 
+    def become_whole(self) -> None:
+        """All weights are there: let layers run by one call each, where there are kernels."""
+        for layer in self.layers:
+            if isinstance(layer, BecomesWhole):
+                layer.become_whole()
+
     def _forward_fused(self, ops: FusedOps, residual: Tensor, batch: ForwardBatch) -> Tensor:
         norms = [*(layer.first_norm for layer in self._fusible), self.norm]
         stream = ops.begin_stream(residual, norms[0].weight)
@@ -112,9 +118,7 @@ class CausalLM(nn.Module):
         finish_loading(self)
         if self._tied:
             self.lm_head.tie(self.model.embed_tokens.weight)
-        for layer in self.model.layers:
-            if isinstance(layer, BecomesWhole):
-                layer.become_whole()
+        self.model.become_whole()
 
     def attention_layers(self) -> list[AttentionSpec]:
         return list(self._specs)

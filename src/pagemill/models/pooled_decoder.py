@@ -42,6 +42,7 @@ class PooledDecoder(nn.Module):
     def finish_loading(self) -> None:
         """Every slot is filled: let the layers pack what they hold."""
         finish_loading(self)
+        self.model.become_whole()
 
     def attention_layers(self) -> list[AttentionSpec]:
         return list(self._specs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -29,7 +30,7 @@ MAX_RETRY_SECONDS = 30
 _LINES_AT_ONCE = 64
 
 Write = Callable[[BatchOutput, Answer | None], Awaitable[None]]
-Room = Callable[[], Awaitable[None]]
+Place = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class LineQueue:
@@ -55,7 +56,7 @@ class LineQueue:
 class Execution:
     """How the lines of one batch are run.
 
-    `room` is awaited before each request is begun. `id_of` names the answer to a line. A line that
+    A request holds a `place` while it runs. `id_of` names the answer to a line. A line that
     the engine refuses for load is tried again until it is taken.
     """
 
@@ -64,7 +65,7 @@ class Execution:
     owner: str
     id_of: Callable[[int], str]
     write: Write
-    room: Room
+    place: Place
     _writes: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def run(self, queue: LineQueue, max_inflight: int) -> None:
@@ -86,8 +87,8 @@ class Execution:
             if isinstance(line, BadLine):
                 await self._write(self.bad_output(line), None)
                 continue
-            await self.room()
-            answer = await self._answer(line)
+            async with self.place():
+                answer = await self._answer(line)
             response = LineResponse(answer.status, answer.request_id, msgspec.Raw(answer.body))
             await self._write(
                 BatchOutput(self.id_of(line.number), line.custom_id, response), answer

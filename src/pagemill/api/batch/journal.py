@@ -151,3 +151,8 @@ class Journal:
             )
         done.lines.add(int(number))
         done.num_failed += entry.response is None or entry.response.status_code != 200
+
+
+def number_of(line_id: str) -> int:
+    """The number of the input line that an answer's id names."""
+    return int(line_id.rpartition("_")[2])

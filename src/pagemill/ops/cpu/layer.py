@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class NativeLayer:
     def __init__(self, parts: LayerParts, workspace: _native.Workspace) -> None:
         self._parts = parts
         self._workspace = workspace
-        self._cache: tuple[weakref.ref[Tensor], _native.Cache] | None = None
+        # Only the owner keeps the pages alive: they are given up while the model sleeps.
+        self._cache: tuple[ReferenceType[Tensor], _native.Cache] | None = None
         shape = parts.shape
         rope = parts.rope
         self._layer = _native.Layer(
@@ -57,8 +58,7 @@ class NativeLayer:
 
     def run(self, residual: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Any) -> None:
         if self._cache is None or self._cache[0]() is not k_cache:
-            # Weakly: a sleeping engine gives the cache up and keeps the layer.
-            self._cache = weakref.ref(k_cache), cache_pages(k_cache, v_cache, residual.dtype)
+            self._cache = ref(k_cache), cache_pages(k_cache, v_cache, residual.dtype)
         _native.run_layer(
             self._layer, float_address(residual), plan, self._cache[1], self._workspace
         )

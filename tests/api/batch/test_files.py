@@ -1,0 +1,196 @@
+"""`/v1/files` with OpenAI's client and with what it would never send."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from api.batch.server import KEYS, requests, run, server, start, upload
+from api.fakes import http_client, make_context
+from pagemill.api.batch.storage import BatchLimits
+from pagemill.api.context import Clock
+
+FORM = {"purpose": "batch"}
+
+
+def test_life_of_a_file(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        content = requests(3)
+        async with server(tmp_path) as running:
+            api = running.openai()
+            made = await api.files.create(file=("dir/in.jsonl", content), purpose="batch")
+            assert (made.bytes, made.filename, made.purpose) == (len(content), "in.jsonl", "batch")
+            assert (await api.files.retrieve(made.id)) == made
+            assert (await api.files.content(made.id)).content == content
+            assert [f.id async for f in api.files.list()] == [made.id]
+        async with server(tmp_path) as running:  # after a restart
+            api = running.openai()
+            assert (await api.files.content(made.id)).content == content
+            assert (await api.files.delete(made.id)).deleted
+            with pytest.raises(openai.NotFoundError):
+                await api.files.retrieve(made.id)
+            assert [f async for f in api.files.list()] == []
+        assert list((tmp_path / "files").iterdir()) == []
+
+    run(scenario)
+
+
+def test_keys_do_not_see_each_others_files(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path) as running:
+            own, other = (running.openai(key) for key in KEYS)
+            file_id = await upload(own, requests(1))
+            assert [f async for f in other.files.list()] == []
+            for call in (other.files.retrieve, other.files.content, other.files.delete):
+                with pytest.raises(openai.NotFoundError):
+                    await call(file_id)
+            with pytest.raises(openai.NotFoundError, match="no file"):
+                await other.batches.create(
+                    input_file_id=file_id, endpoint="/v1/completions", completion_window="24h"
+                )
+            assert (await own.files.retrieve(file_id)).id == file_id
+
+    run(scenario)
+
+
+def test_lists_have_pages(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path, works=False) as running:
+            api = running.openai()
+            ids = [await upload(api, requests(1)) for _ in range(5)]
+            page = await api.files.list(limit=2)
+            assert [f.id for f in page.data] == ids[:2:-1]
+            assert page.has_more
+            assert [f.id async for f in api.files.list(limit=2)] == ids[::-1]
+            assert [f.id async for f in api.files.list(limit=2, order="asc")] == ids
+            assert [f.id async for f in api.files.list(purpose="batch_output")] == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("form", "files", "status", "param"),
+    [
+        ({}, {"file": ("a", b"x")}, 400, "purpose"),
+        ({"purpose": "assistants"}, {"file": ("a", b"x")}, 400, "purpose"),
+        (FORM, {"other": ("a", b"x")}, 400, "other"),
+        ({**FORM, "file": "text"}, {}, 415, None),
+        (FORM, {"file": ("a", b"")}, 400, "file"),
+        ({**FORM, "extra": "1"}, {"file": ("a", b"x")}, 400, "extra"),
+        (FORM, {"file": ("a", b"x" * 2000)}, 413, "file"),
+        (FORM, {"file": ("a", b"x" * 200_000)}, 413, None),
+        (FORM | {"expires_after[seconds]": "7200"}, {"file": ("a", b"x")}, 400, "anchor"),
+        (
+            FORM | {"expires_after[anchor]": "created_at", "expires_after[seconds]": "60"},
+            {"file": ("a", b"x")},
+            400,
+            "seconds",
+        ),
+    ],
+)
+def test_bad_uploads_are_refused_and_leave_nothing(
+    tmp_path: Path, form: dict[str, str], files: dict[str, Any], status: int, param: str | None
+) -> None:
+    async def scenario() -> None:
+        limits = BatchLimits(max_file_bytes=1000)
+        async with server(tmp_path, limits=limits) as running, running.http() as http:
+            response = await http.post("/v1/files", data=form, files=files)
+            error = response.json()["error"]
+            assert response.status_code == status, error
+            assert (error["param"] or "").endswith(param or "")
+            garbage = {"content-type": "multipart/form-data; boundary=x"}
+            broken = await http.post("/v1/files", content=b"no form", headers=garbage)
+            assert broken.status_code == 400
+        assert list((tmp_path / "files").iterdir()) == []
+
+    run(scenario)
+
+
+def test_number_and_size_of_files_are_bounded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = BatchLimits(max_files=2, max_total_bytes=30)
+        async with server(tmp_path, limits=limits, works=False) as running:
+            own, other = (running.openai(key) for key in KEYS)
+            for _ in range(2):
+                await upload(own, b"x" * 10)
+            with pytest.raises(openai.BadRequestError, match="2 files"):
+                await upload(own, b"x")
+            with pytest.raises(openai.InternalServerError, match="no room"):
+                await upload(other, b"x" * 11)
+            await upload(other, b"x" * 10)
+        assert len(list((tmp_path / "files").iterdir())) == 3
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=x", "limit=10001", "order=up", "after=file-1", "x=1", "after=" + "a" * 300],
+)
+def test_wrong_queries_are_refused(tmp_path: Path, query: str) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path) as running, running.http() as http:
+            response = await http.get(f"/v1/files?{query}")
+            assert response.status_code == (404 if query == "after=file-1" else 400)
+            assert response.json()["error"]["param"] == query.partition("=")[0]
+
+    run(scenario)
+
+
+def test_files_expire_unless_a_batch_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagemill.api.batch.worker.SWEEP_SECONDS", 0.0)
+    wall = [1000.0]
+
+    async def scenario() -> None:
+        async with server(tmp_path, works=False, clock=Clock(wall=lambda: wall[0])) as running:
+            api = running.openai()
+            expires = {"anchor": "created_at", "seconds": 3600}
+            file = await api.files.create(
+                file=("a", requests(1)),
+                purpose="batch",
+                expires_after=expires,  # type: ignore[arg-type]
+            )
+            assert file.expires_at == 1000 + 3600
+            kept = await upload(api, b"x")
+        wall[0] += 3601
+        async with server(tmp_path, clock=Clock(wall=lambda: wall[0])) as running:
+            await until_gone(tmp_path, file.id)
+            api = running.openai()
+            assert [f.id async for f in api.files.list()] == [kept]
+
+    run(scenario)
+
+
+async def until_gone(folder: Path, file_id: str) -> None:
+    while (folder / "files" / file_id).exists():
+        await asyncio.sleep(0.01)
+
+
+def test_input_of_an_open_batch_stays(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path, works=False) as running:
+            api = running.openai()
+            batch = await start(api, requests(1))
+            with pytest.raises(openai.BadRequestError, match=batch.id):
+                await api.files.delete(batch.input_file_id)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/files"), ("POST", "/v1/files"), ("GET", "/v1/batches/x")]
+)
+def test_without_a_folder_the_answer_says_how_to_turn_it_on(method: str, path: str) -> None:
+    async def scenario() -> None:
+        async with http_client(make_context()) as http:
+            response = await http.request(method, path)
+            assert response.status_code == 404
+            assert "--data-dir" in response.json()["error"]["message"]
+
+    run(scenario)
