@@ -5,7 +5,7 @@
 #   make TORCH="torch==2.13.0" serve   another torch; PIP_ARGS are passed to pip
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format clean
+.PHONY: help serve test test-clients lint format clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -24,7 +24,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 help:
-	@echo "make serve | test | lint | format | clean      (ARGS=... is passed on)"
+	@echo "make serve | test | test-clients | lint | format | clean      (ARGS=... is passed on)"
 
 serve: $(INSTALLED)
 	@exec $(BIN)/pagemill serve $(ARGS)
@@ -41,6 +41,10 @@ format: $(INSTALLED_DEV)
 
 test: $(INSTALLED_DEV)
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+# Other projects' clients, each in an environment of its own in .clients/; ARGS names some of them.
+test-clients: $(INSTALLED_DEV)
+	@PYTHON=$(CURDIR)/$(BIN)/python tests/clients/run.sh $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

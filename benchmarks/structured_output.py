@@ -117,6 +117,8 @@ async def _stream(http: httpx.AsyncClient, body: dict[str, Any]) -> Sample:
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                return Sample(text, f"error: {event['error']['message']}", num_tokens)
             for choice in event["choices"]:
                 text += choice["delta"].get("content") or ""
                 reason = choice["finish_reason"] or reason
@@ -131,7 +133,7 @@ def main() -> int:
     parser.add_argument("--model", default=None)
     parser.add_argument("--url", default=None, help="of a server, instead of --model")
     parser.add_argument("--clients", type=int, default=32, help="at once, with --url")
-    parser.add_argument("--max-tokens", type=int, default=2000)
+    parser.add_argument("--max-tokens", type=int, default=400)
     args = parser.parse_args()
     schemas = json.loads(SCHEMAS.read_text())
     jobs = [Job(name, schema, i) for name, schema in schemas.items() for i in range(args.samples)]

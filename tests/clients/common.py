@@ -7,6 +7,8 @@ from typing import Any
 
 URL = os.environ["PAGEMILL_TEST_URL"]
 BASE = f"{URL}/v1"
+VECTORS = os.environ["PAGEMILL_TEST_VECTORS_URL"] + "/v1"
+EMBEDDER = "all-MiniLM-L6-v2"
 KEY = "test-key"
 MODEL = "SmolLM2-135M-Instruct"
 QUESTION = "Name one animal that lives in the sea."

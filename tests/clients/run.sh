@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Other projects' clients against a live server with the demo model, each in an environment of its
+# Other projects' clients against live servers with the demo models, each in an environment of its
 # own, since they disagree about each other's versions:
 #
 #   tests/clients/run.sh                     all of them
@@ -41,16 +41,27 @@ run() {
   fi
 }
 
-PORT="$("$PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-"$PYTHON" -m pagemill serve --port "$PORT" --api-key test-key >"$HOME_DIR/server.log" 2>&1 &
-SERVER=$!
-trap 'kill "$SERVER" 2>/dev/null; wait "$SERVER" 2>/dev/null' EXIT
-for _ in $(seq 600); do
-  kill -0 "$SERVER" 2>/dev/null || { cat "$HOME_DIR/server.log"; exit 1; }
-  "$PYTHON" -c "import urllib.request as r; r.urlopen('http://127.0.0.1:$PORT/ready')" 2>/dev/null && break
-  sleep 0.2
-done
-export PAGEMILL_TEST_URL="http://127.0.0.1:$PORT"
+# start NAME FLAGS...: a server, whose address is then in URL
+SERVERS=()
+trap 'kill "${SERVERS[@]}" 2>/dev/null; wait "${SERVERS[@]}" 2>/dev/null' EXIT
+start() {
+  local log="$HOME_DIR/$1.log" port
+  shift
+  port="$("$PYTHON" -c 'import socket as s; print(s.create_server(("127.0.0.1", 0)).getsockname()[1])')"
+  URL="http://127.0.0.1:$port"
+  "$PYTHON" -m pagemill serve --port "$port" --api-key test-key "$@" >"$log" 2>&1 &
+  SERVERS+=("$!")
+  for _ in $(seq 600); do
+    kill -0 "${SERVERS[-1]}" 2>/dev/null || { cat "$log"; exit 1; }
+    "$PYTHON" -c "import urllib.request as r; r.urlopen('$URL/ready')" 2>/dev/null && return
+    sleep 0.2
+  done
+}
+
+start text
+export PAGEMILL_TEST_URL="$URL"
+start vectors minilm
+export PAGEMILL_TEST_VECTORS_URL="$URL"
 
 failed=0
 for client in ${*:-$ALL}; do

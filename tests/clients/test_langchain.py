@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from common import BASE, KEY, MODEL, QUESTION
+from common import BASE, EMBEDDER, KEY, MODEL, QUESTION, VECTORS
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 
 CHAT = ChatOpenAI(model=MODEL, base_url=BASE, api_key=KEY, temperature=0, max_tokens=300)
@@ -53,3 +53,10 @@ def test_batch_and_responses_api() -> None:
         model=MODEL, base_url=BASE, api_key=KEY, max_tokens=16, use_responses_api=True
     )
     assert responses.invoke("Say hi.").text
+
+
+def test_embeddings() -> None:
+    made = OpenAIEmbeddings(
+        model=EMBEDDER, base_url=VECTORS, api_key=KEY, check_embedding_ctx_length=False
+    )
+    assert [len(row) for row in made.embed_documents(["a", "b"])] == [384, 384]

@@ -7,7 +7,7 @@ import json
 
 import litellm
 import pytest
-from common import BASE, KEY, MODEL, QUESTION, SCHEMA, URL
+from common import BASE, EMBEDDER, KEY, MODEL, QUESTION, SCHEMA, URL, VECTORS
 
 USER = [{"role": "user", "content": QUESTION}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
@@ -63,6 +63,14 @@ def test_messages_api() -> None:
         model=f"anthropic/{MODEL}", api_base=URL, api_key=KEY, messages=USER, max_tokens=4
     )
     assert answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_embeddings(provider: str) -> None:
+    made = litellm.embedding(
+        model=f"{provider}/{EMBEDDER}", api_base=VECTORS, api_key=KEY, input=["a", "b"]
+    )
+    assert [len(row["embedding"]) for row in made.data] == [384, 384]
 
 
 def test_errors_are_its_own() -> None:

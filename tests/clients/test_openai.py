@@ -6,7 +6,7 @@ import json
 
 import openai
 import pytest
-from common import BASE, KEY, MODEL, QUESTION, SCHEMA
+from common import BASE, EMBEDDER, KEY, MODEL, QUESTION, SCHEMA, VECTORS
 from pydantic import BaseModel, Field
 
 CLIENT = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0)
@@ -57,6 +57,18 @@ def test_completions_and_responses() -> None:
     made = CLIENT.responses.create(model=MODEL, input="Say hi.", max_output_tokens=16)
     assert made.output_text
     assert CLIENT.responses.retrieve(made.id).id == made.id
+
+
+def test_embeddings() -> None:
+    client = openai.OpenAI(base_url=VECTORS, api_key=KEY, max_retries=0)
+    made = client.embeddings.create(model=EMBEDDER, input=["a cat", "a kitten", "the stock market"])
+    cat, kitten, market = (row.embedding for row in made.data)
+    assert len(cat) == 384
+    assert dot(cat, kitten) > dot(cat, market) + 0.2
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 def test_errors() -> None:

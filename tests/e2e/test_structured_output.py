@@ -27,12 +27,12 @@ PATTERN = "[A-Z]{2}-[0-9]{3}"
 QUESTION = [{"role": "user", "content": "Describe a person."}]
 MAX_GAP = 2.5  # seconds; one enum of 20,000 values alone stops others for minutes elsewhere
 HOSTILE: list[dict[str, Any]] = [
-    {"json": {"enum": [f"value {i}" for i in range(20_000)]}},
+    {"json": {"enum": [f"v{i}" for i in range(20_000)]}},
     {"json": {"oneOf": [{"properties": {f"k{i}": {}}, "type": "object"} for i in range(500)]}},
     {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
     {"json": {"$ref": "http://127.0.0.1:9/schema.json"}},
     {"regex": "(a{1,1000}){1,1000}"},
-    {"choice": [f"choice {i}" for i in range(20_000)]},
+    {"choice": [f"c{i}" for i in range(20_000)]},
 ]
 
 
@@ -47,7 +47,7 @@ def test_samples_validate_streaming_and_not(server: RunningServer) -> None:
             "messages": QUESTION,
             "temperature": 1.0,
             "seed": seed,
-            "max_tokens": 300,
+            "max_tokens": 200,
             "extra_body": {"structured_outputs": {"json": SCHEMA}},
         }
         if seed % 2:
@@ -68,7 +68,7 @@ def test_samples_validate_streaming_and_not(server: RunningServer) -> None:
 
     async def all_at_once() -> tuple[list[list[str]], str]:
         async with server.async_client() as client:
-            asked = [ask(client, seed) for seed in range(6)]
+            asked = [ask(client, seed) for seed in range(4)]
             *texts, code = await asyncio.gather(*asked, by_regex(client))
             return texts, code
 

@@ -14,7 +14,7 @@ from pytest import MonkeyPatch
 from engine.fake_device import FakeExecutor
 from pagemill.config.cache import CacheGroup
 from pagemill.engine.engine import Engine
-from pagemill.kvcache import hashing, manager
+from pagemill.kvcache import hashing
 from pagemill.kvcache.block_pool import BlockPool
 from pagemill.kvcache.manager import GroupBlocks, KVCacheManager
 from pagemill.kvcache.spec import NULL_BLOCK
@@ -231,7 +231,13 @@ def a_hit_needs_nothing_of_the_window(patch: MonkeyPatch) -> None:
 
 
 def the_groups_find_each_others_blocks(patch: MonkeyPatch) -> None:
-    patch.setattr(manager, "_name", lambda block_hash, group: block_hash)
+    original = KVCacheManager.__init__
+
+    def init(self: Any, layout: Any, **options: Any) -> None:
+        original(self, layout, **options)
+        self._suffixes = [b""] * len(layout.groups)
+
+    patch.setattr(KVCacheManager, "__init__", init)
 
 
 def a_content_outlives_one_of_its_blocks(patch: MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_killed_frontend_takes_its_engine_along(folder: Path) -> None:
 
 async def load_and_stop(server: RunningServer) -> None:
     """SIGTERM while it works on streams and whole answers: all of them must be completed."""
-    lengths = [20 + 10 * i for i in range(6)]
+    lengths = [120 + 30 * i for i in range(6)]
     started = asyncio.Semaphore(0)
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         streams = [

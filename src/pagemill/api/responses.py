@@ -293,6 +293,7 @@ class EngineSummary(msgspec.Struct):
     quantization: str
     weight_bytes: int
     cache_bytes: int
+    cache_tokens: int  # that fit, in texts of `max_model_len`
 
 
 class ServerInfo(msgspec.Struct):

@@ -92,7 +92,7 @@ def _gguf_weight(
 ) -> Weight:
     heads = config.num_heads, config.num_kv_heads
     if keep_groups and not target.name.endswith(_EMBEDDING):
-        grouped = read_groups(file, tensor)
+        grouped = read_groups(tensor.format, file.raw(tensor), tensor.shape)
         if grouped is not None:
             order = np.arange(len(grouped), dtype=np.float32)
             order = to_hf_layout(order, target.layout, *heads).astype(np.int64)

@@ -58,7 +58,7 @@ class Control(msgspec.Struct, array_like=True, tag="control"):
     args: list[Any] = []
 
 
-class LogprobsChunk(msgspec.Struct, array_like=True):
+class LogprobsChunk(msgspec.Struct, array_like=True, gc=False):
     """Log-probabilities of `num_positions` tokens: column 0 the token itself, then the top N.
 
     `token_ids` int32 and `logprobs` float32 are [num_positions, width] row-major, `ranks` int32
@@ -72,7 +72,7 @@ class LogprobsChunk(msgspec.Struct, array_like=True):
     ranks: bytes
 
 
-class RequestDelta(msgspec.Struct, array_like=True, omit_defaults=True):
+class RequestDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """What one step added to one request. The last one has a `finish_reason`.
 
     `token_ids` (int32 bytes) includes the token that stopped the generation. `prompt_logprobs`

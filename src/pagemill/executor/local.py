@@ -77,6 +77,10 @@ class LocalExecutor:
         assert runner is not None, "the executor sleeps or was shut down"
         return runner.sample(batch, bitmask)
 
+    def use_idle_time(self) -> bool:
+        runner = self._resident.runner
+        return runner is not None and runner.capture_another()
+
     def control(self, method: str, args: list[Any]) -> Any:
         """`sleep` with a level, or `wake_up`. Raises PageMillError for others."""
         match method, args:

@@ -113,9 +113,9 @@ class BlockPool:
     def register(self, blocks: Sequence[int], block_hash: bytes) -> None:
         """Name the content of held blocks; the first ones with some content keep the name."""
         own = tuple(blocks)
-        assert all(self._num_holders[b] > 0 and self._hash_of[b] is None for b in own)
-        if self._blocks_of.setdefault(block_hash, own) == own:
+        if self._blocks_of.setdefault(block_hash, own) is own:
             for block in own:
+                assert self._num_holders[block] > 0 and self._hash_of[block] is None
                 self._hash_of[block] = block_hash
 
     def forget_all(self) -> None:

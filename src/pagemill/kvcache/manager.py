@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pagemill.config.cache import CacheGroup, CacheLayout
+from pagemill.config.cache import CacheLayout
 from pagemill.kvcache.block_pool import BlockPool
 from pagemill.kvcache.hashing import extend
 from pagemill.kvcache.spec import NULL_BLOCK
@@ -60,6 +60,8 @@ class KVCacheManager:
         self._key = key
         self._num_tables = layout.num_tables
         self._pool = BlockPool(layout.num_blocks)
+        # The groups of a text may be cached apart: each has names of its own.
+        self._suffixes = [bytes((index,)) if index else b"" for index in range(len(layout.groups))]
 
     @property
     def num_free_columns(self) -> int:
@@ -99,9 +101,9 @@ class KVCacheManager:
         if self.layout.groups[index].window:
             return self._find_window(index, hashes)
         found: list[int] = []
-        columns = 0
+        columns, suffix = 0, self._suffixes[index]
         for block_hash in hashes:
-            blocks = self._pool.find(_name(block_hash, index))
+            blocks = self._pool.find(block_hash + suffix)
             if blocks is None:
                 break
             found += blocks
@@ -114,7 +116,7 @@ class KVCacheManager:
         run: list[tuple[int, ...]] = []  # in reverse
         end = len(hashes)
         for column in range(len(hashes) - 1, -1, -1):
-            blocks = self._pool.find(_name(hashes[column], index))
+            blocks = self._pool.find(hashes[column] + self._suffixes[index])
             if blocks is None:
                 run, end = [], column
                 continue
@@ -171,11 +173,13 @@ class KVCacheManager:
             return
         if num_full > len(blocks.hashes):
             extend(blocks.hashes, token_ids, self.layout.block_size, self._key)
-        for index, group in enumerate(self.layout.groups):
-            own = blocks.groups[index]
+        for group, suffix, own in zip(
+            self.layout.groups, self._suffixes, blocks.groups, strict=True
+        ):
+            num_tables, hashes = group.num_tables, blocks.hashes
             for column in range(max(blocks.num_committed, own.num_dropped), num_full):
-                ids = _column(group, own, column)
-                self._pool.register(ids, _name(blocks.hashes[column], index))
+                ids = own.block_ids[column * num_tables : (column + 1) * num_tables]
+                self._pool.register(ids, hashes[column] + suffix)
         blocks.num_committed = num_full
 
     def drop_passed(self, blocks: RequestBlocks, position: int) -> None:
@@ -204,7 +208,8 @@ class KVCacheManager:
         for column in range(blocks.num_columns - 1, -1, -1):
             for group, own in pairs:
                 if column >= own.num_dropped:
-                    yield from _column(group, own, column)
+                    first = column * group.num_tables
+                    yield from own.block_ids[first : first + group.num_tables]
 
     def _live(self, groups: list[GroupBlocks]) -> Iterator[int]:
         for group, own in zip(self.layout.groups, groups, strict=True):
@@ -217,12 +222,3 @@ class KVCacheManager:
     def withdraw(self, blocks: RequestBlocks) -> None:
         """Keep this request's present blocks out of the prefix cache from now on."""
         blocks.hashes = []
-
-
-def _name(block_hash: bytes, group: int) -> bytes:
-    """What a group's blocks are found by: the groups of a text may be cached apart."""
-    return block_hash + bytes((group,)) if group else block_hash
-
-
-def _column(group: CacheGroup, own: GroupBlocks, column: int) -> list[int]:
-    return own.block_ids[column * group.num_tables : (column + 1) * group.num_tables]

@@ -150,6 +150,20 @@ class ModelRunner:
         return len(rows) * len(Sampling)
 
     @torch.inference_mode()
+    def capture_another(self) -> bool:
+        """Capture a graph that is still missing, while no step is in flight; whether there was one.
+
+        With a speculator steps have drafts and use none. Lack of memory is no error here: what is
+        needed later is tried again then.
+        """
+        if self._graphs is None or self._speculator is not None:
+            return False
+        try:
+            return self._graphs.capture_another()
+        except torch.OutOfMemoryError:
+            return False
+
+    @torch.inference_mode()
     def _forward(self, batch: Batch) -> None:
         self._step = None
         self._admit(batch.admitted)

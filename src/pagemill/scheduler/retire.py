@@ -127,11 +127,13 @@ class Retirement:
 
     def _keep_generated(self, requests: list[Request], rows: list[int]) -> None:
         """Commit the blocks that generation has completed; give back what the window passed."""
+        has_window = self._cache.has_window
         for row in rows:
             request = requests[row]
             if request.status is Status.RUNNING:
                 self._keep(request)
-                self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
+                if has_window:
+                    self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
 
     def _keep(self, request: Request) -> None:
         self._cache.commit(request.blocks, request.token_ids, len(request.token_ids) - 1)
@@ -170,11 +172,12 @@ def _append_tokens(
     if width > 1:
         ends = (result.num_tokens[rows] * _TOKEN_BYTES).tolist()
         data = [new[:end] for new, end in zip(data, ends, strict=True)]
-    deltas = {}
-    for row, request, new in zip(rows, requests, data, strict=True):
+    for request, new in zip(requests, data, strict=True):
         request.token_ids.frombytes(new)
-        deltas[row] = RequestDelta(request.request_id, request.client_id, new)
-    return deltas
+    return {
+        row: RequestDelta(request.request_id, request.client_id, new)
+        for row, request, new in zip(rows, requests, data, strict=True)
+    }
 
 
 def _tokens_until_stop(request: Request, new: list[int]) -> int:

@@ -77,6 +77,13 @@ test("the responses API", async () => {
   assert.ok(types.has("response.completed") || types.has("response.incomplete"));
 });
 
+test("embeddings", async () => {
+  const baseURL = process.env.PAGEMILL_TEST_VECTORS_URL + "/v1";
+  const vectors = new OpenAI({ baseURL, apiKey: "test-key", maxRetries: 0 });
+  const made = await vectors.embeddings.create({ model: "all-MiniLM-L6-v2", input: ["a", "b"] });
+  assert.deepEqual(made.data.map((row) => row.embedding.length), [384, 384]);
+});
+
 test("errors are the client's own", async () => {
   await assert.rejects(
     client.chat.completions.create({ model: "none", messages }), OpenAI.NotFoundError);
