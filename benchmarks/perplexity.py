@@ -26,7 +26,7 @@ from pagemill.checkpoint.tokenizer_spec import load_tokenizer
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.device.select import select_device
 from pagemill.layers.base import BuildContext
-from pagemill.models.base import Model
+from pagemill.models.causal_lm import CausalLM
 from pagemill.models.loader import load_model
 from pagemill.ops.fp8 import Fp8Ops
 from pagemill.ops.select import select_ops
@@ -78,7 +78,7 @@ class Scorer:
             self._device.torch_device, form.dtype, self._ops, self._quant(form.weights)
         )
         model = load_model(config, context, iterate_weights(self._checkpoint))
-        assert isinstance(model, Model)
+        assert isinstance(model, CausalLM)
         num_blocks = len(self._tokens) // BLOCK_SIZE + 2
         specs = model.kv_cache_specs()
         cache = allocate_cache(self._device, specs, num_blocks, BLOCK_SIZE, form.cache)
