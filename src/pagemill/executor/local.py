@@ -53,7 +53,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-_QUANTIZED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
+_GROUPED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
 
 
 class LocalExecutor:
@@ -229,16 +229,23 @@ def _check_weights_fit(
     """The bytes of the weights in memory, found without allocating them."""
     meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
     assert isinstance(meta, torch.nn.Module)
-    num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
-    itemsize = _QUANTIZED_BYTES.get(config.quantization, context.dtype.itemsize)
-    needed, free = int(num_weights * itemsize), device.free_memory()
+    needed, free = _weight_bytes(meta, config.quantization), device.free_memory()
     if needed > free:
+        form = config.dtype if config.quantization == "none" else config.quantization
         raise ModelLoadError(
-            f"the weights of {config.model} need {needed / _GIB:.1f} GiB as {config.dtype}, but "
+            f"the weights of {config.model} need {needed / _GIB:.1f} GiB as {form}, but "
             f"only {free / _GIB:.1f} GiB of memory are free on {device.info().name}: free some, "
             "take a smaller type with --dtype or --quantization, or a smaller model"
         )
     return needed
+
+
+def _weight_bytes(meta: torch.nn.Module, quantization: str) -> int:
+    """Of a model on the meta device; packed matrices have no tensors there and are estimated."""
+    if quantization in _GROUPED_BYTES:
+        num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
+        return int(num_weights * _GROUPED_BYTES[quantization])
+    return sum(tensor.nbytes for tensor in (*meta.parameters(), *meta.buffers()))
 
 
 def _load(

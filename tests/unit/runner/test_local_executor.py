@@ -7,12 +7,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
+from pagemill.checkpoint.open import open_checkpoint
 from pagemill.config.engine import EngineConfig
 from pagemill.device.cpu import CpuDevice
 from pagemill.errors import ModelLoadError, PageMillError
-from pagemill.executor.local import LocalExecutor, build_local_executor
+from pagemill.executor.local import LocalExecutor, _check_weights_fit, build_local_executor
 from pagemill.executor.sleeping import held_tensors
+from pagemill.layers.base import BuildContext
+from pagemill.ops.reference import ReferenceOps
+from pagemill.quant.select import select_quant
 from pagemill.runner.memory import largest_batch
 
 MIB = 2**20
@@ -101,6 +106,32 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(
     with pytest.raises(ModelLoadError, match="smaller model") as error:
         build(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("quantization", ["none", "fp8", "int8"])
+def test_the_room_that_weights_need_is_that_of_their_type(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    matrices, table = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64), 96 * 32
+    rows = 2 * (32 * 2 + 16 * 2 + 64 * 2 + 32)
+    exact = 2 * 2 * table + 4 * 5 * 32  # embedding and head as they are, norms in float32
+    expected = {
+        "none": exact + 2 * matrices,
+        "fp8": exact + matrices + 4 * rows,
+        "int8": (matrices + 2 * table + 5 * 32) * 17 / 16,
+    }
+    ops = ReferenceOps()
+    device_type = "cuda" if quantization == "fp8" else "cpu"
+    quant = select_quant(quantization, device_type, ops)
+    context = BuildContext(torch.device("cpu"), torch.bfloat16, ops, quant)
+    config = msgspec.structs.replace(config, quantization=quantization, dtype="bfloat16")
+    model = open_checkpoint(config.model).model_config()
+    device = CpuDevice()
+    assert _check_weights_fit(config, model, context, device) == expected[quantization]
+    monkeypatch.setattr(CpuDevice, "free_memory", lambda self: 1)
+    form = "bfloat16" if quantization == "none" else quantization
+    with pytest.raises(ModelLoadError, match=f"GiB as {form}"):
+        _check_weights_fit(config, model, context, device)
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
