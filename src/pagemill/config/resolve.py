@@ -97,12 +97,14 @@ def frontend_workers(asked: str, device: DeviceFacts) -> int:
 
 def remarks(config: EngineConfig, device: DeviceFacts, model: ModelConfig) -> list[str]:
     """What the user should know about the resolved settings, one line each."""
-    return _fp8_remarks(config, model) + _dtype_remarks(config, device)
+    return _fp8_remarks(config, device, model) + _dtype_remarks(config, device)
 
 
-def _fp8_remarks(config: EngineConfig, model: ModelConfig) -> list[str]:
+def _fp8_remarks(config: EngineConfig, device: DeviceFacts, model: ModelConfig) -> list[str]:
     if not checkpoint_scheme(model.quantization) or config.quantization.startswith("fp8"):
         return []
+    if has_fp8(device) and not config.deterministic:
+        return []  # asked for
     form = config.dtype if config.quantization == "none" else config.quantization
     why = "--deterministic has" if config.deterministic else "this device has"
     return [f"the model's float8 weights become {form} at load: {why} no float8 products"]
@@ -159,11 +161,12 @@ def _quantization(
 ) -> str:
     """On CPUs int8 is the fastest that keeps perplexity within 1 %; who names a type wants that,
     and vectors are compared with others that were made elsewhere. A float8 checkpoint is computed
-    as it is where the device can, else it becomes something else at load.
+    as it is where the device can and nothing else is asked for, else it becomes that at load.
     """
     asked = args.quantization
     stored = checkpoint_scheme(model.quantization)
-    if stored and has_fp8(device) and not args.deterministic:
+    computes = has_fp8(device) and not args.deterministic
+    if stored and computes and asked in ("auto", "fp8"):
         return stored
     if asked == "fp8":
         _require_fp8("--quantization", device)

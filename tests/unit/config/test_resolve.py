@@ -213,6 +213,15 @@ def test_other_quantised_checkpoints_are_refused(
         run(H100, dataclasses.replace(MODEL, quantization=quantization))
 
 
+def test_a_float8_checkpoint_becomes_what_is_asked_for() -> None:
+    model = dataclasses.replace(MODEL, quantization=FP8_BLOCKS)
+    config = run(H100, model, quantization="none")
+    assert config.quantization == "none" and remarks(config, H100, model) == []
+    assert run(H100, model, quantization="fp8").quantization == "fp8-block"
+    with pytest.raises(ConfigError, match="--quantization int8 has kernels for CPUs only"):
+        run(H100, model, quantization="int8")
+
+
 def test_deterministic_mode_has_no_float8_products() -> None:
     model = dataclasses.replace(MODEL, quantization=FP8)
     config = run(H100, model, deterministic=True)

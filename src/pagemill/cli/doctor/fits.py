@@ -15,7 +15,8 @@ from pagemill.errors import ConfigError
 _CPU_SHARE = 0.9  # of the free memory, as the engine takes it
 _STEP_SHARE = 0.04  # of a GPU's memory, for the largest step beside weights and cache
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 0.5625}  # of linear layers, with their scales
+# Of linear layers, with their scales.
+_WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "fp8-block": 1.03, "int4": 0.5625}
 
 
 class Fit(msgspec.Struct, kw_only=True):
