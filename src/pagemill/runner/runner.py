@@ -160,7 +160,9 @@ class ModelRunner:
             return False
         try:
             return self._graphs.capture_another()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # the driver's own lack of memory has no class in torch
+            if "out of memory" not in str(error):
+                raise
             return False
 
     @torch.inference_mode()

@@ -54,8 +54,11 @@ class GraphDevice(CpuDevice):
     """A CPU that captures, and counts how often."""
 
     num_captured = 0
+    error: RuntimeError | None = None
 
     def capture(self, work: Callable[[], None]) -> Rerun:
+        if self.error is not None:
+            raise self.error
         self.num_captured += 1
         return Rerun(work)
 
@@ -218,6 +221,24 @@ def test_the_rest_is_captured_while_idle() -> None:
     assert captured == len(Sampling) * len(padded_sizes(NUM_SLOTS))
     generate(driver, [GREEDY] * 4, [[0, 1, 2], [0], [1, 0]])
     assert driver.device.num_captured == captured
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"),
+        RuntimeError("CUDA error: out of memory"),  # as of instantiating a graph
+    ],
+)
+def test_lack_of_memory_while_idle_ends_nothing(error: RuntimeError) -> None:
+    driver = GraphDriver()
+    driver.device.error = error
+    assert not driver.runner.capture_another()
+    driver.device.error = None
+    generate(driver, [GREEDY], [[0]] * 3)
+    driver.device.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal"):
+        driver.runner.capture_another()
 
 
 def test_graphs_can_be_turned_off() -> None:
