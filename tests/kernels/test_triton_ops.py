@@ -9,6 +9,7 @@ from kernels.triton_harness import DEVICES, assert_near
 from pagemill.ops.base import HeadShape
 from pagemill.ops.fused import FusedOps
 from pagemill.ops.reference import ReferenceOps
+from pagemill.ops.triton import ops as dispatch
 from pagemill.ops.triton.ops import TritonOps
 
 REFERENCE = ReferenceOps()
@@ -17,12 +18,23 @@ REFERENCE = ReferenceOps()
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("tokens", [0, 1, 2, 16, 17])
 @pytest.mark.parametrize("inner", [64, 4100])
-def test_linear_for_any_number_of_tokens(device: str, tokens: int, inner: int) -> None:
-    x = torch.randn(tokens, inner, device=device)
-    weight = torch.randn(40, inner, device=device)
-    bias = torch.randn(40, device=device)
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.float16, 4e-3)])
+def test_linear_for_any_number_of_tokens(
+    device: str, tokens: int, inner: int, dtype: torch.dtype, near: float
+) -> None:
+    x = torch.randn(tokens, inner, device=device, dtype=dtype)
+    weight = torch.randn(40, inner, device=device, dtype=dtype)
+    bias = torch.randn(40, device=device, dtype=dtype)
     for given in (None, bias):
-        assert_near(TritonOps().linear(x, weight, given), REFERENCE.linear(x, weight, given), 1e-4)
+        assert_near(TritonOps().linear(x, weight, given), REFERENCE.linear(x, weight, given), near)
+
+
+def test_float32_of_few_tokens_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(dispatch, "batch_linear", lambda *args: calls.append(args[0].dtype))
+    for dtype in (torch.float32, torch.float16):
+        TritonOps().linear(torch.zeros(2, 64, dtype=dtype), torch.zeros(40, 64, dtype=dtype), None)
+    assert calls == [torch.float16]
 
 
 @pytest.mark.parametrize("device", DEVICES)

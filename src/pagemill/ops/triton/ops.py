@@ -59,7 +59,8 @@ class TritonOps:
             return F.linear(x, weight, bias)
         if num_tokens == 1:
             return vector_linear(x, weight, bias)
-        if weight.numel() > PLAIN_MAX_ELEMENTS:
+        # Four stages of float32 tiles are more than the shared memory of any device.
+        if weight.numel() > PLAIN_MAX_ELEMENTS or x.element_size() > 2:
             return F.linear(x, weight, bias)
         return batch_linear(x, weight, bias, self._tile_counters(x, weight))
 
