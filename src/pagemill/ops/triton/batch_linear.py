@@ -24,6 +24,7 @@ from pagemill.ops.fused import Stream
 from pagemill.ops.triton.activation import gelu_tanh, silu
 from pagemill.ops.triton.launch import (
     cdiv,
+    has_small_shared,
     next_power_of_2,
     num_sms,
     supports_pdl,
@@ -48,11 +49,17 @@ class BatchConfig:
 
 
 def batch_config(
-    tokens: int, out_features: int, in_features: int, sms: int, gated: bool = False
+    tokens: int,
+    out_features: int,
+    in_features: int,
+    sms: int,
+    gated: bool = False,
+    small_shared: bool = False,
 ) -> BatchConfig:
     """Tiles by the number of tokens, and as many pieces as the multiprocessors take at once.
 
-    If `gated`, `out_features` counts pairs of rows. Measured on an H100; `tune_batch.py` shows how.
+    If `gated`, `out_features` counts pairs of rows. With `small_shared` the tiles of up to 16
+    tokens fit into `SMALL_SHARED`. Measured on an H100; `tune_batch.py` shows how.
     """
     block_m = min(64, max(16, next_power_of_2(tokens)))
     block_n, block_k = 64, 128
@@ -64,7 +71,7 @@ def batch_config(
     splits = 1
     while 2 * tiles * splits <= sms and in_features >= 2 * splits * MIN_PIECE:
         splits *= 2
-    return BatchConfig(block_m, block_n, block_k, splits, 4, 4)
+    return BatchConfig(block_m, block_n, block_k, splits, 4, 3 if small_shared else 4)
 
 
 @triton.jit
@@ -262,7 +269,9 @@ def _launch(
     num_tokens, in_features = x.shape
     num_rows = out.shape[1]
     gated = activation is not None
-    config = config or batch_config(num_tokens, num_rows, in_features, num_sms(x), gated)
+    config = config or batch_config(
+        num_tokens, num_rows, in_features, num_sms(x), gated, has_small_shared(x)
+    )
     tiles, groups = cdiv(num_rows, config.block_n), cdiv(num_tokens, config.block_m)
     tile_size = config.block_n * config.block_m * (2 if gated else 1)
     pieces = tiles * groups * config.splits if config.splits > 1 else 0

@@ -20,6 +20,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 HOPPER = (9, 0)
 INTERPRETED_SMS = 4  # there is no device to ask in the interpreter
+# Bytes of shared memory for a program: A100s have 163 KiB, later ones of their kind 227, but cards
+# of compute capability 8.6, 8.9 and 12.0 only 99. What is tuned for Hopper fits the first two.
+SMALL_SHARED = 99 * 1024
 
 
 @triton.jit
@@ -57,6 +60,19 @@ def _num_sms(device: torch.device) -> int:
 def num_sms(x: Tensor) -> int:
     """Multiprocessors of x's device."""
     return _num_sms(x.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _has_small_shared(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return bool(properties["max_shared_mem"] <= SMALL_SHARED)
+
+
+def has_small_shared(x: Tensor) -> bool:
+    """Whether a program on x's device gets no more than `SMALL_SHARED`."""
+    return _has_small_shared(x.device)
 
 
 def next_power_of_2(n: int) -> int:

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
 from pagemill.ops.triton.attention_tile import LOWEST, attend
-from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_inputs
+from pagemill.ops.triton.launch import (
+    has_small_shared,
+    next_power_of_2,
+    supports_pdl,
+    wait_for_inputs,
+)
 
 MAX_INT32 = 2**31 - 1  # above, offsets into the cache need 64 bits
 
@@ -40,12 +45,14 @@ class PackedConfig:
     block_tail: int = 32
 
 
-def packed_config(head_dim: int, dtype: torch.dtype, hopper: bool = True) -> PackedConfig:
+def packed_config(
+    head_dim: int, dtype: torch.dtype, hopper: bool = True, small_shared: bool = False
+) -> PackedConfig:
     """The tile shapes that were fastest on Hopper; float32 is for checks, not for speed."""
     if dtype == torch.float32:
         return PackedConfig(32, 32, 4, 1)
     if head_dim > 128:
-        return PackedConfig(128, 32, 8, 3)
+        return PackedConfig(64 if small_shared else 128, 32, 8, 3)
     return PackedConfig(128, 64, 4 if hopper else 8, 3)
 
 
@@ -163,7 +170,7 @@ def packed_attention(
         out = torch.empty(
             q.shape[0], spec.num_heads * spec.head_dim, dtype=q.dtype, device=q.device
         )
-    config = config or packed_config(spec.head_dim, q.dtype, supports_pdl(q))
+    config = config or packed_config(spec.head_dim, q.dtype, supports_pdl(q), has_small_shared(q))
     group = spec.num_heads // spec.num_kv_heads
     block_m = max(config.block_m, next_power_of_2(group))
     block_q = block_m // group

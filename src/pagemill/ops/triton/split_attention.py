@@ -28,6 +28,7 @@ from pagemill.ops.triton.attention_tile import (
     visible,
 )
 from pagemill.ops.triton.launch import (
+    has_small_shared,
     let_next_start,
     next_power_of_2,
     supports_pdl,
@@ -358,6 +359,12 @@ def max_query_len(spec: AttentionSpec) -> int:
     return max(1, MAX_ROWS // (spec.num_heads // spec.num_kv_heads))
 
 
+def fitting_block_n(plan: SplitPlan, rows: int, head_dim: int, small_shared: bool) -> int:
+    """Keys of a tile for so many (token, head) pairs: fewer where wide heads would not fit."""
+    large = rows > 32 and head_dim > 128
+    return min(plan.block_n, 32) if small_shared and large else plan.block_n
+
+
 def split_attention(
     spec: AttentionSpec,
     q: Tensor,  # [T, num_heads, D]; with rope: qkv [T, q_size + 2 kv_size]
@@ -412,7 +419,7 @@ def split_attention(
         **_head_dims(spec, cache),
         QUERY_LEN=query_len,
         BLOCK_M=max(16, next_power_of_2(group * query_len)),
-        BLOCK_N=plan.block_n,
+        BLOCK_N=fitting_block_n(plan, group * query_len, spec.head_dim, has_small_shared(q)),
         BLOCK_R=next_power_of_2(group * query_len),
         NUM_SPLITS=plan.num_splits,
         EARLY=rope is not None and plan.early,
