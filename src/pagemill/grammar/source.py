@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pagemill.errors import GrammarError
@@ -29,8 +29,10 @@ MAX_RULES = 1_000  # the compiler recurses along chains of rules: some thousands
 _PARAM = "structured_outputs"
 _RULE_HEAD = re.compile(r"[\w\]}]\s*:")  # finds some that are none, but none too few
 
-# Bounded, so that a model that likes blanks cannot fill its whole answer with them.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+# JSON in one line or indented, never more: a small model that likes blanks would fill its answer
+# with them. Between two parts there can be one match of this.
+_WHITESPACE = r"\x20{1,2}|\r?\n(\x20{0,24}|\t{0,8})"
+BLANKS_GUIDANCE: Mapping[str, Any] = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
 
 
 def to_grammar(spec: StructuredOutputs, special_tokens: frozenset[str] = frozenset()) -> str:
@@ -214,7 +216,7 @@ def _from_structural_tag(tag: Any, special_tokens: frozenset[str]) -> str:
     from llguidance import StructTag
 
     tags = [
-        StructTag(trigger=trigger, begin=begin, grammar=schema, end=end)
+        StructTag(trigger=trigger, begin=begin, grammar={**BLANKS_GUIDANCE, **schema}, end=end)
         for trigger, begin, schema, end in _tag_parts(_parse_schema(tag))
     ]
     special = all(t.trigger in special_tokens for t in tags)
