@@ -33,7 +33,10 @@ class FreeList:
         """Take the front block."""
         block = self._next[NULL_BLOCK]
         assert block != NULL_BLOCK, "no free block"
-        self.remove(block)
+        after = self._next[block]
+        self._next[NULL_BLOCK] = after
+        self._prev[after] = NULL_BLOCK
+        self._size -= 1
         return block
 
     def remove(self, block: int) -> None:
