@@ -59,6 +59,9 @@ class InstantExecutor:
         token_ids = self._token_ids[: batch.num_rows]
         return ReadyResult(StepResult(token_ids, batch.samples.astype(np.int32)))
 
+    def use_idle_time(self) -> bool:
+        return False
+
     def control(self, method: str, args: list[Any]) -> Any:
         return None
 

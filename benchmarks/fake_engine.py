@@ -94,6 +94,9 @@ class FakeEngine:
             delta.finish_reason = "length"
         return delta
 
+    def use_idle_time(self) -> bool:
+        return False
+
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._running), num_steps=self._num_steps)
 

@@ -1,4 +1,7 @@
-"""Tests marked `gpu` are deselected where there is no CUDA device; `-m gpu` runs them alone."""
+"""Tests marked `gpu` are deselected where there is no CUDA device; `-m gpu` runs them alone.
+
+Those in `clients` need environments of their own: `make test-clients`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["clients"]
 _CUDA_DRIVER = Path("/proc/driver/nvidia/version")
 
 

@@ -131,11 +131,11 @@ def _prefill(
     base = packed_config(shape.heads.head_dim, q.dtype)
     configs = [
         base,
-        PackedConfig(128, 64, 8, 5),
+        PackedConfig(128, 64, 4, 3, block_tail=16),
+        PackedConfig(128, 64, 4, 4),
         PackedConfig(128, 128, 8, 3),
         PackedConfig(64, 64, 4, 3),
-        PackedConfig(64, 64, 4, 5),
-        PackedConfig(64, 32, 4, 5),
+        PackedConfig(128, 32, 4, 5),
     ]
     for number, config in enumerate(configs):
 

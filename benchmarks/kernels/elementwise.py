@@ -11,8 +11,8 @@ from timing import Limits, Result, copies, graph_time, relative_error
 from torch import Tensor
 
 from pagemill.ops.reference import ReferenceOps
+from pagemill.ops.sampling import Filters, SamplingRows
 from pagemill.ops.triton.ops import TritonOps
-from pagemill.ops.triton.sampling import SamplingRows
 
 OPS = TritonOps()
 REFERENCE = ReferenceOps()
@@ -109,13 +109,13 @@ def sampling_results(limits: Limits) -> Iterator[Result]:
         yield Result(case, "argmax", graph_time(calls) * 1e6, limit, wrong)
         calls = [lambda x=x: x.argmax(-1) for x in logits]
         yield Result(case, "torch argmax", graph_time(calls) * 1e6, limit, 0.0)
-        for name, rows, truncate in (
-            ("temperature", _rows(count), False),
-            ("top_k 50", _rows(count, top_k=50), True),
-            ("top_p 0.9", _rows(count, top_p=0.9), True),
-            ("top_k 50, top_p 0.9", _rows(count, top_k=50, top_p=0.9), True),
+        for name, rows, filters in (
+            ("temperature", _rows(count), Filters()),
+            ("top_k 50", _rows(count, top_k=50), Filters(top_k=True)),
+            ("top_p 0.9", _rows(count, top_p=0.9), Filters(top_p=True)),
+            ("top_k 50, top_p 0.9", _rows(count, top_k=50, top_p=0.9), Filters(True, True)),
         ):
-            calls = [lambda x=x, r=rows, t=truncate: OPS.sample(x, r, t) for x in logits]
+            calls = [lambda x=x, r=rows, f=filters: OPS.sample(x, r, f) for x in logits]
             yield Result(case, name, graph_time(calls) * 1e6, limit, 0.0)
         calls = [lambda x=x: x.float().sort(-1) for x in logits]
         yield Result(case, "torch sort", graph_time(calls) * 1e6, limit, 0.0)

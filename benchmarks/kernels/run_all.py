@@ -20,6 +20,7 @@ import torch
 from attention import decode_results, prefill_results
 from decoder import decoder_results
 from elementwise import elementwise_results, sampling_results
+from fp8 import fp8_results
 from linear import vector_results
 from timing import Limits, Result, header, measure_limits
 
@@ -33,6 +34,7 @@ SECTIONS: dict[str, Callable[[Limits], Iterator[Result]]] = {
     "vector": vector_results,
     "elementwise": elementwise_results,
     "sampling": sampling_results,
+    "fp8": fp8_results,
 }
 
 

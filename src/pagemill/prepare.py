@@ -66,7 +66,7 @@ def prepare(args: ServeArgs, device: DeviceFacts) -> Plan:
         chat_template=_read_template(args.chat_template),
         default_params=default_params(checkpoint.generation_config()) if own_defaults else {},
         summary=summary,
-        remarks=remarks(config, device),
+        remarks=remarks(config, device, model),
     )
 
 

@@ -156,6 +156,9 @@ class FakeExecutor:
         self.stream.enqueue(work)
         return pending
 
+    def use_idle_time(self) -> bool:
+        return False
+
     def control(self, method: str, args: list[Any]) -> Any:
         return [method, *args]
 

@@ -89,6 +89,9 @@ class EchoEngine:
         deltas, self._unsent = self._unsent + deltas, []
         return deltas
 
+    def use_idle_time(self) -> bool:
+        return False
+
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._running), num_steps=self._num_steps)
 

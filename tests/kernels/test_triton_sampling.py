@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from kernels.triton_harness import DEVICES
-from pagemill.ops.triton.sampling import SamplingRows, argmax, sample
+from pagemill.ops.sampling import Filters, SamplingOps, SamplingRows, SlotSampling
+from pagemill.ops.triton.ops import TritonOps
+from pagemill.ops.triton.sampling import argmax
+from pagemill.params import SamplingParams
+from pagemill.sampling.random import uniform as reference_uniform
+from unit.sampling.harness import Slots, admission
+
+OPS = TritonOps()
+NO_FILTERS = Filters()
+
+
+def filters_of(settings: dict) -> Filters:
+    return Filters(*(name in settings for name in ("top_k", "top_p", "min_p")))
 
 
 def rows_of(
@@ -58,7 +70,7 @@ def test_zero_temperature_is_greedy_beside_sampled_rows(device: str) -> None:
     logits = torch.randn(2, 9000, device=device)
     rows = rows_of(device, torch.tensor([0.5, 0.5]))
     rows.temperature[0] = 0.0
-    tokens = sample(logits, rows, truncate=True)
+    tokens = OPS.sample(logits, rows, Filters(top_k=True, top_p=True, min_p=True))
     assert tokens[0] == logits[0].argmax()
 
 
@@ -84,7 +96,7 @@ def test_uniform_numbers_pick_by_inverse_transform(device: str, filters: dict) -
     expected = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
     probs = kept_probs(logits[0], **expected)
     rows = rows_of(device, uniform, **filters)
-    tokens = sample(logits.expand(12, width), rows, truncate=len(filters) > 1).cpu()
+    tokens = OPS.sample(logits.expand(12, width), rows, filters_of(filters)).cpu()
     running = probs.cumsum(0)
     assert (probs[tokens] > 0).all()
     # The token's own step of the running sum holds the uniform number, up to float32's rounding.
@@ -97,7 +109,10 @@ def test_ties_at_the_threshold_are_all_kept(device: str) -> None:
     logits = torch.zeros(4, 64, device=device)
     logits[:, 10] = 1.0
     rows = rows_of(device, (torch.arange(4) + 0.5) / 4, top_k=2)
-    assert len(set(sample(logits, rows, truncate=True).tolist())) == 4
+    assert (
+        len(set(OPS.sample(logits, rows, Filters(top_k=True, top_p=True, min_p=True)).tolist()))
+        == 4
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -107,7 +122,7 @@ def test_masked_tokens_are_never_drawn(device: str) -> None:
     uniform = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999999])
     for truncate in (False, True):
         rows = rows_of(device, uniform, top_p=0.99 if truncate else 1.0)
-        tokens = sample(logits, rows, truncate=truncate)
+        tokens = OPS.sample(logits, rows, Filters(top_p=truncate))
         assert set(tokens.tolist()) == {7, 4999}
 
 
@@ -115,4 +130,65 @@ def test_masked_tokens_are_never_drawn(device: str) -> None:
 def test_no_rows(device: str) -> None:
     logits = torch.zeros(0, 100, device=device)
     assert argmax(logits).shape == (0,)
-    assert sample(logits, rows_of(device, torch.zeros(0)), truncate=True).shape == (0,)
+    rows = rows_of(device, torch.zeros(0))
+    assert OPS.sample(logits, rows, Filters(top_k=True)).shape == (0,)
+    assert OPS.sample(logits, rows, NO_FILTERS).shape == (0,)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_filters_of_one_row_do_not_touch_the_others(device: str) -> None:
+    """Rows with their own filters, in one launch and several programs a row."""
+    torch.manual_seed(4)
+    settings = [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"top_k": 40, "top_p": 0.6}]
+    logits = 3 * torch.randn(len(settings), 20_000, device=device)
+    number = torch.full((len(settings),), 0.37)
+    parts = [rows_of(device, number[:1], **one) for one in settings]
+    together = SamplingRows(
+        *(
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("temperature", "top_k", "top_p", "min_p", "uniform")
+        )
+    )
+    tokens = OPS.sample(logits, together, Filters(top_k=True, top_p=True, min_p=True))
+    for row, (part, one) in enumerate(zip(parts, settings, strict=True)):
+        alone = OPS.sample(logits[row : row + 1], part, filters_of(one))
+        assert tokens[row] == alone[0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_are_looked_up_by_slot(device: str) -> None:
+    assert isinstance(OPS, SamplingOps)
+    columns = torch.rand(9, 7, device=device)
+    seeds = torch.randint(-(2**62), 2**62, (9,), device=device)
+    state = SlotSampling(*(columns[:, i] for i in (0, 2, 1, 3)), seeds)
+    slots = torch.tensor([8, 0, 3], device=device)
+    index = torch.tensor([1, 70_000, 5], device=device)
+    rows = OPS.sampling_rows(slots, index, state)
+    for value, column in ((rows.temperature, 0), (rows.top_k, 2), (rows.top_p, 1), (rows.min_p, 3)):
+        assert torch.equal(value, columns[slots, column])
+    assert torch.equal(rows.uniform, reference_uniform(seeds[slots], index).float())
+
+
+REQUESTS = [
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=0.7, seed=1),
+    SamplingParams(top_k=5, seed=2),
+    SamplingParams(top_p=0.8, min_p=0.05, seed=3),
+    SamplingParams(top_k=50, top_p=0.95, repetition_penalty=1.2, seed=4),
+    SamplingParams(temperature=0.0, logit_bias={7: 100.0}),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4, 5] * 4, [0, 5], [0, 0], [1, 0]])
+def test_the_sampler_draws_with_kernels_what_it_draws_with_torch(
+    device: str, chosen: list[int]
+) -> None:
+    logits = 3 * torch.randn(len(chosen), 9000, generator=torch.Generator().manual_seed(5))
+    index = range(1, len(chosen) + 1)
+    drawn = []
+    for ops in (None, OPS):
+        slots = Slots(9000, device, ops)
+        slots.admit(*(admission(i, p, seed=p.seed or 0) for i, p in enumerate(REQUESTS)))
+        drawn.append(slots.draw(logits, chosen, index))
+    assert drawn[0] == drawn[1]

@@ -8,7 +8,10 @@ import sys
 import pytest
 
 TORCH_FREE = ("api", "checkpoint", "cli", "config", "frontend", "kvcache", "metrics", "scheduler")
-NEEDS_TORCH = {f"pagemill.checkpoint.{name}" for name in ("weights", "groups", "gguf_groups")}
+NEEDS_TORCH = {
+    f"pagemill.checkpoint.{name}"
+    for name in ("weights", "groups", "gguf_groups", "read_ahead", "scaled")
+}
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -92,7 +92,8 @@ def _attend(spec: AttentionSpec, q: Tensor, batch: ForwardBatch, group: RowGroup
     """q [rows * query_len, num_heads, D] -> [rows * query_len, num_heads * D]."""
     cache = batch.kv_cache[spec.layer_index]
     pages = _pages(group, batch, spec.num_kv_heads, cache.k.shape[2])
-    k, v = _gather(cache.k, pages), _gather(cache.v, pages)  # [rows, kv_heads, L, D]
+    k = _gather(cache.k, pages).to(q.dtype)  # [rows, kv_heads, L, D]
+    v = _gather(cache.v, pages).to(q.dtype)
     share = spec.num_heads // spec.num_kv_heads
     grouped = q.view(group.num_rows, group.query_len, spec.num_kv_heads, share, spec.head_dim)
     grouped = grouped.permute(0, 2, 3, 1, 4)  # [rows, kv_heads, share, query_len, D]
@@ -116,7 +117,10 @@ def _gather(cache: Tensor, pages: Tensor) -> Tensor:
     """[num_blocks, kv_heads, block_size, D] -> [rows, kv_heads, blocks * block_size, D]."""
     flat = cache.flatten(0, 1).flatten(1)  # [num_blocks * kv_heads, block_size * D]
     rows, heads, _ = pages.shape
-    return flat.index_select(0, pages.flatten()).view(rows, heads, -1, cache.shape[3])
+    if cache.dtype.itemsize == 1:  # torch has no indexing of float8 on CPUs
+        flat = flat.view(torch.uint8)
+    chosen = flat.index_select(0, pages.flatten()).view(cache.dtype)
+    return chosen.view(rows, heads, -1, cache.shape[3])
 
 
 def _mask(group: RowGroup, batch: ForwardBatch, window: int, num_keys: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch, RopeInput
 from pagemill.ops.triton.counters import Counters
-from pagemill.ops.triton.launch import cdiv, next_power_of_2, num_sms
+from pagemill.ops.triton.launch import cdiv, num_sms
 from pagemill.ops.triton.packed_attention import packed_attention
 from pagemill.ops.triton.split_attention import (
     SplitPlan,
@@ -18,6 +18,8 @@ from pagemill.ops.triton.split_attention import (
 )
 
 PROGRAMS_PER_SM = 4  # what fits a multiprocessor at once
+BESIDE_PROMPTS = SplitPlan(4, 512)  # one plan for all: prompts keep the device busy meanwhile
+DRAFT_QUERY_LEN = 8
 LONG = 8192  # tokens; where rows may be longer, one must not hold up a step of short ones
 
 
@@ -37,12 +39,18 @@ def choose_splits(pairs: int, sms: int, longest: int) -> SplitPlan:
     return SplitPlan(2, 256) if wanted > 1 else SplitPlan(1, LONG)
 
 
+def split_query_len(longest: int, spec: AttentionSpec) -> int:
+    """The query length that the split kernel is compiled for, one of three; 0: it is too long."""
+    most = max_query_len(spec)
+    lengths = [1, *([DRAFT_QUERY_LEN] if most > DRAFT_QUERY_LEN else []), most]
+    return next((length for length in lengths if longest <= length), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class TritonPlan:
-    """Whether a mixed step has rows with one query token, and rows with more."""
+    """Whether a step has rows with one query token beside longer ones."""
 
     has_single: bool
-    has_longer: bool
 
 
 class TritonAttention:
@@ -60,21 +68,21 @@ class TritonAttention:
     def plan(self, batch: ForwardBatch) -> TritonPlan:
         """Look at the host's row lengths where the batch has them."""
         if batch.host_query_start is None:
-            return TritonPlan(has_single=batch.num_seqs > 1, has_longer=batch.max_query_len > 1)
+            return TritonPlan(has_single=batch.num_seqs > 1)
         lengths = np.diff(batch.host_query_start[: batch.num_seqs + 1])
-        return TritonPlan(bool((lengths == 1).any()), bool((lengths > 1).any()))
+        return TritonPlan(has_single=bool((lengths == 1).any()))
 
     def run(self, spec: AttentionSpec, q: Tensor, batch: ForwardBatch) -> Tensor:
         """Causal attention of q [T, num_heads, D] over each row's pages -> [T, num_heads * D]."""
-        query_len = next_power_of_2(batch.max_query_len)  # few kernels to compile
-        if query_len <= max_query_len(spec):
+        query_len = split_query_len(batch.max_query_len, spec)
+        if query_len:
             return self._split(spec, q, batch, query_len)
         plan: TritonPlan = batch.plan
         cache = batch.kv_cache[spec.layer_index]
         if not plan.has_single:
             return packed_attention(spec, q, batch, cache)
         out = packed_attention(spec, q, batch, cache, min_query_len=2)
-        return self._split(spec, q, batch, 1, out=out)
+        return self._split(spec, q, batch, 1, out=out, plan=BESIDE_PROMPTS)
 
     def run_with_rope(
         self, spec: AttentionSpec, qkv: Tensor, batch: ForwardBatch, rope: RopeInput
@@ -94,9 +102,10 @@ class TritonAttention:
         query_len: int,
         rope: RopeInput | None = None,
         out: Tensor | None = None,
+        plan: SplitPlan | None = None,
     ) -> Tensor:
         cache = batch.kv_cache[spec.layer_index]
         pairs = batch.num_seqs * spec.num_kv_heads
-        plan = choose_splits(pairs, num_sms(q), batch.max_seq_len)
+        plan = plan or choose_splits(pairs, num_sms(q), batch.max_seq_len)
         counters = self._counters.get(q.device, pairs)
         return split_attention(spec, q, batch, cache, counters, plan, query_len, rope, out)

@@ -7,7 +7,6 @@ import numpy.typing as npt
 import torch
 
 from pagemill.checkpoint.dequant import QuantFormat
-from pagemill.checkpoint.gguf import GGUFFile, GGUFTensor
 from pagemill.checkpoint.groups import GROUP, GroupedWeight
 
 _FOUR_BITS = frozenset({"Q4_0", "Q4_1", "Q4_K"})
@@ -17,19 +16,21 @@ _FOUR_BITS_MIDDLE = 8
 _ELEMENTS_AT_ONCE = 1 << 18
 
 
-def read_groups(file: GGUFFile, tensor: GGUFTensor) -> GroupedWeight | None:
+def read_groups(
+    kind: QuantFormat, raw: npt.NDArray[np.uint8], shape: tuple[int, ...]
+) -> GroupedWeight | None:
     """The matrix as its file holds it, or None for types that have no groups of 32.
 
     Scales that the file keeps in two parts are multiplied and rounded to float16.
     """
-    name = tensor.format.name
-    if len(tensor.shape) != 2 or name not in _FOUR_BITS | _EIGHT_BITS:
+    name = kind.name
+    if len(shape) != 2 or name not in _FOUR_BITS | _EIGHT_BITS:
         return None
-    rows, in_features = tensor.shape
-    codes = np.empty((tensor.num_elements // GROUP, GROUP), np.uint8)
+    rows, in_features = shape
+    codes = np.empty((rows * in_features // GROUP, GROUP), np.uint8)
     scale = np.empty(len(codes), np.float16)
     offset = np.empty(len(codes), np.float16) if name in _WITH_OFFSETS else None
-    _unpack(tensor.format, file.raw(tensor), codes, scale, offset)
+    _unpack(kind, raw, codes, scale, offset)
     bits = 4 if name in _FOUR_BITS else 8
     if bits == 4 and offset is None:
         codes += _FOUR_BITS_MIDDLE  # wraps around: -8 to 7 become 0 to 15

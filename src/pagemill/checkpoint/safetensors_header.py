@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,23 @@ from pagemill.errors import ModelLoadError
 _MAX_HEADER = 100_000_000  # the format's own limit
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor is in its file. `dtype` is the format's name, such as BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+    num_bytes: int
+
+
 def tensor_sizes(path: Path) -> dict[str, int]:
     """Bytes of every tensor. Raises ModelLoadError when the file is truncated or damaged."""
+    return {name: stored.num_bytes for name, stored in stored_tensors(path).items()}
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file. Raises ModelLoadError when the file is truncated or damaged."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -32,21 +48,28 @@ def tensor_sizes(path: Path) -> dict[str, int]:
         raise ModelLoadError(f"{path} cannot be opened: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise _damaged(path, "its header is no JSON") from None
-    return _checked_sizes(path, header, size - 8 - length)
+    return _checked(path, header, 8 + length, size)
 
 
-def _checked_sizes(path: Path, header: Any, data_bytes: int) -> dict[str, int]:
+def _checked(path: Path, header: Any, base: int, file_size: int) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise _damaged(path, "its header is no JSON object")
-    sizes = {}
+    tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         start, end = _offsets(path, name, entry)
-        if end > data_bytes:
-            raise _truncated(path, data_bytes + 8)
-        sizes[name] = end - start
-    return sizes
+        if base + end > file_size:
+            raise _truncated(path, file_size)
+        dtype, shape = entry.get("dtype"), entry.get("shape")
+        if not isinstance(dtype, str) or not _is_shape(shape):
+            raise _damaged(path, f"tensor {name} has no type or shape")
+        tensors[name] = StoredTensor(dtype, tuple(shape), base + start, end - start)
+    return tensors
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) and n >= 0 for n in value)
 
 
 def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:

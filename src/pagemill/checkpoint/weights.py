@@ -16,6 +16,7 @@ from pagemill.checkpoint.gguf_config import gguf_architecture
 from pagemill.checkpoint.gguf_groups import read_groups
 from pagemill.checkpoint.gguf_names import CONFIG_TENSORS, HFTensor, hf_tensor, to_hf_layout
 from pagemill.checkpoint.groups import GroupedWeight
+from pagemill.checkpoint.read_ahead import Allocate, read_ahead
 from pagemill.checkpoint.safetensors_header import tensor_sizes
 from pagemill.config.model import ModelConfig
 from pagemill.errors import ModelLoadError
@@ -36,19 +37,24 @@ _TEXT_PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
 
 
 def iterate_weights(
-    checkpoint: Checkpoint, *, progress: Progress | None = None, keep_groups: bool = False
+    checkpoint: Checkpoint,
+    *,
+    progress: Progress | None = None,
+    keep_groups: bool = False,
+    allocate: Allocate | None = None,
 ) -> Iterator[tuple[str, Weight]]:
     """Yield (Hugging Face name, tensor) pairs, file by file.
 
     Tensors of a GGUF file are dequantised to float32 as they are asked for; with `keep_groups`
     those of linear layers stay as they are where groups of 32 can hold them. Those of safetensors
-    keep their type and are views of the mapped file, so copy before writing. `progress` is told
+    keep their type and are views of the mapped file, so copy before writing; with `allocate` they
+    are read ahead by several threads into memory that it provides. `progress` is told
     (bytes done, bytes in all) after each tensor, in stored bytes. Raises ModelLoadError.
     """
     if isinstance(checkpoint, GGUFCheckpoint):
         return _gguf_weights(checkpoint, progress or _silent, keep_groups)
     if isinstance(checkpoint, FolderCheckpoint):
-        return _folder_weights(checkpoint, progress or _silent)
+        return _folder_weights(checkpoint, progress or _silent, allocate)
     raise ModelLoadError(f"{checkpoint.path}: unknown kind of checkpoint")
 
 
@@ -86,7 +92,7 @@ def _gguf_weight(
 ) -> Weight:
     heads = config.num_heads, config.num_kv_heads
     if keep_groups and not target.name.endswith(_EMBEDDING):
-        grouped = read_groups(file, tensor)
+        grouped = read_groups(tensor.format, file.raw(tensor), tensor.shape)
         if grouped is not None:
             order = np.arange(len(grouped), dtype=np.float32)
             order = to_hf_layout(order, target.layout, *heads).astype(np.int64)
@@ -95,19 +101,24 @@ def _gguf_weight(
 
 
 def _folder_weights(
-    checkpoint: FolderCheckpoint, progress: Progress
+    checkpoint: FolderCheckpoint, progress: Progress, allocate: Allocate | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     files = checkpoint.weight_files()
     sizes = {file: tensor_sizes(file) for file in files}
     _check_complete(checkpoint, {name for held in sizes.values() for name in held})
     done, total = 0, sum(sum(held.values()) for held in sizes.values())
+    for file, name, tensor in read_ahead(files, allocate) if allocate else _mapped(files):
+        done += sizes[file].get(name, 0)
+        text_name = _text_model_name(name)
+        if text_name is not None:
+            yield text_name, tensor
+        progress(done, total)
+
+
+def _mapped(files: list[Path]) -> Iterator[tuple[Path, str, torch.Tensor]]:
     for file in files:
         for name, tensor in _file_weights(file):
-            done += sizes[file].get(name, 0)
-            text_name = _text_model_name(name)
-            if text_name is not None:
-                yield text_name, tensor
-            progress(done, total)
+            yield file, name, tensor
 
 
 def _check_complete(checkpoint: FolderCheckpoint, held: set[str]) -> None:

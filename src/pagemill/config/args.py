@@ -145,8 +145,8 @@ class ServeArgs:
     quantization: str = flag(
         "auto",
         _COMPUTE,
-        "bits of weights, on CPUs; auto: int8 there, unless --dtype is given",
-        choices=("auto", "none", "int8", "int4"),
+        "bits of weights: int8, int4 on CPUs, fp8 on GPUs; auto: int8 on CPUs without --dtype",
+        choices=("auto", "none", "int8", "int4", "fp8"),
     )
     speculative: str = flag(
         "none", _COMPUTE, "guess tokens ahead, from the text so far", choices=("none", "ngram")
@@ -177,6 +177,9 @@ class ServeArgs:
         kind=float,
         metavar="SHARE",
         alias="--gpu-memory-utilization",
+    )
+    kv_cache_dtype: str = flag(
+        "auto", _MEMORY, "type of cached keys and values; fp8 on GPUs", choices=("auto", "fp8")
     )
     kv_cache_bytes: int | None = flag(
         None, _MEMORY, "size of the KV cache instead of the share", kind=int, metavar="N"

@@ -12,6 +12,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.config.model import ModelConfig
 from pagemill.config.pooling import PoolingConfig
+from pagemill.config.quantization import checkpoint_scheme
 from pagemill.config.resolve_pooling import with_pooling
 from pagemill.errors import ConfigError
 
@@ -23,6 +24,7 @@ MAX_FRONTENDS = 64
 MAX_KEEP_ALIVE = 3600
 MAX_AUTO_FRONTENDS = 8
 PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
+FP8_CAPABILITY = (8, 9)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -44,7 +46,7 @@ def resolve(
     """
     _check(args)
     max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
-    quantization = _quantization(args, device, generates=pooling is None)
+    quantization = _quantization(args, model, device, generates=pooling is None)
     config = EngineConfig(
         model=path or args.model or "",
         served_model_names=args.served_model_name or (name or args.model or "model",),
@@ -56,6 +58,7 @@ def resolve(
         max_num_batched_tokens=max_num_batched_tokens,
         memory_utilization=args.memory_utilization or CUDA_MEMORY_UTILIZATION,
         kv_cache_bytes=_kv_cache_bytes(args, device),
+        kv_cache_dtype=_kv_cache_dtype(args, device),
         quantization=quantization,
         load_format=args.load_format,
         prefix_caching=args.prefix_cache,
@@ -92,8 +95,20 @@ def frontend_workers(asked: str, device: DeviceFacts) -> int:
     return int(asked)
 
 
-def remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
+def remarks(config: EngineConfig, device: DeviceFacts, model: ModelConfig) -> list[str]:
     """What the user should know about the resolved settings, one line each."""
+    return _fp8_remarks(config, model) + _dtype_remarks(config, device)
+
+
+def _fp8_remarks(config: EngineConfig, model: ModelConfig) -> list[str]:
+    if not checkpoint_scheme(model.quantization) or config.quantization.startswith("fp8"):
+        return []
+    form = config.dtype if config.quantization == "none" else config.quantization
+    why = "--deterministic has" if config.deterministic else "this device has"
+    return [f"the model's float8 weights become {form} at load: {why} no float8 products"]
+
+
+def _dtype_remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
     if config.device == "cpu" and config.dtype == "float16":
         return ["float16 is slow on CPUs; float32 or bfloat16 is faster"]
     if config.device == "cpu" and config.dtype == "bfloat16" and not device.bfloat16:
@@ -139,17 +154,47 @@ def _dtype(asked: str, checkpoint: str, quantization: str, device: DeviceFacts) 
     return checkpoint if checkpoint in ("bfloat16", "float16") else "bfloat16"
 
 
-def _quantization(args: ServeArgs, device: DeviceFacts, *, generates: bool) -> str:
+def _quantization(
+    args: ServeArgs, model: ModelConfig, device: DeviceFacts, *, generates: bool
+) -> str:
     """On CPUs int8 is the fastest that keeps perplexity within 1 %; who names a type wants that,
-    and vectors are compared with others that were made elsewhere.
+    and vectors are compared with others that were made elsewhere. A float8 checkpoint is computed
+    as it is where the device can, else it becomes something else at load.
     """
     asked = args.quantization
+    stored = checkpoint_scheme(model.quantization)
+    if stored and has_fp8(device) and not args.deterministic:
+        return stored
+    if asked == "fp8":
+        _require_fp8("--quantization", device)
+        if args.deterministic:
+            raise ConfigError("--quantization fp8 has no kernels for --deterministic")
+        return asked
     if asked == "auto":
         rounds = device.type == "cpu" and device.native_kernels and args.dtype == "auto"
         return "int8" if rounds and generates else "none"
     if asked != "none" and device.type != "cpu":
         raise ConfigError(f"--quantization {asked} has kernels for CPUs only")
     return asked
+
+
+def _kv_cache_dtype(args: ServeArgs, device: DeviceFacts) -> str:
+    if args.kv_cache_dtype == "auto":
+        return "model"
+    _require_fp8("--kv-cache-dtype", device)
+    return args.kv_cache_dtype
+
+
+def _require_fp8(flag: str, device: DeviceFacts) -> None:
+    if not has_fp8(device):
+        raise ConfigError(
+            f"{flag} fp8 needs a GPU of compute capability 8.9 or later; {device.name} is none"
+        )
+
+
+def has_fp8(device: DeviceFacts) -> bool:
+    """Whether the device multiplies float8 numbers."""
+    return device.type == "cuda" and device.capability >= FP8_CAPABILITY
 
 
 def _max_model_len(asked: int | None, model: ModelConfig) -> int:

@@ -35,12 +35,6 @@ _CGROUP_FILES = (
 class _Past:
     """The event of work that is done when it has been called."""
 
-    def release_memory(self) -> None:
-        gc.collect()
-        # The C library keeps freed memory for itself; others than glibc have no such call.
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-
     def synchronize(self) -> None:
         """Nothing to wait for."""
 

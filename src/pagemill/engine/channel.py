@@ -51,9 +51,9 @@ class EngineChannel:
     def num_clients(self) -> int:
         return len(self._outputs)
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until a message is there, `seconds` at most."""
-        self._requests.poll(max(0, math.ceil(seconds * 1000)))
+    def wait(self, seconds: float) -> bool:
+        """Sleep until a message is there, `seconds` at most; whether there is one."""
+        return bool(self._requests.poll(max(0, math.ceil(seconds * 1000))))
 
     def receive(self, limit: int) -> list[ToEngine]:
         """At most `limit` of the messages that are there; never waits."""

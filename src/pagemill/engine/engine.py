@@ -95,6 +95,10 @@ class Engine:
         self._counters.count(batch.num_tokens)
         return deltas if self._overlap else deltas + self._retire()
 
+    def use_idle_time(self) -> bool:
+        """Prepare for what may come while there is no work; False when nothing is left to do."""
+        return self._executor.use_idle_time()
+
     def stats(self) -> EngineStats:
         return read_stats(self.scheduler, self._counters, self._sleep.level)
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
+QUIET_SECONDS = 0.3  # without messages, before idle time is used
 MAX_MESSAGES_PER_STEP = 256
 
 
@@ -61,6 +62,10 @@ class Steppable(Protocol):
 
     def step(self) -> list[RequestDelta]: ...
 
+    def use_idle_time(self) -> bool:
+        """Prepare for what may come, for a moment; False when there is nothing to prepare."""
+        ...
+
     def stats(self) -> EngineStats: ...
 
     def control(self, method: str, args: list[Any]) -> Any: ...
@@ -76,11 +81,12 @@ class EngineLoop:
         self._channel = channel
         self._clients = ClientRequests(channel.num_clients)
         self._next_heartbeat = 0.0
+        self._may_prepare = True
 
     def turn(self) -> None:
         """One round of the loop."""
         if not self._engine.has_work():
-            self._channel.wait(self._next_heartbeat - time.monotonic())
+            self._wait(self._next_heartbeat - time.monotonic())
         for message in self._channel.receive(MAX_MESSAGES_PER_STEP):
             self._handle(message)
         if self._engine.has_work():
@@ -89,7 +95,15 @@ class EngineLoop:
             self._channel.broadcast(EngineStatus("ready", stats=self._engine.stats()))
             self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
+    def _wait(self, seconds: float) -> None:
+        """Sleep until there is a message; what is long enough for it is used."""
+        if not self._may_prepare:
+            self._channel.wait(seconds)
+        elif not self._channel.wait(min(seconds, QUIET_SECONDS)) and seconds >= QUIET_SECONDS:
+            self._may_prepare = self._engine.use_idle_time()
+
     def _handle(self, message: ToEngine) -> None:
+        self._may_prepare = True
         if isinstance(message, AddRequest):
             self._clients.add(message)
             self._engine.add_request(message)

@@ -27,6 +27,10 @@ class Runner(Protocol):
 
     def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult: ...
 
+    def capture_another(self) -> bool:
+        """Capture a graph that is still missing, while no step is in flight; whether one was."""
+        ...
+
 
 class Executor(Protocol):
     """Runs batches in order. Neither call blocks on the device."""
@@ -40,6 +44,13 @@ class Executor(Protocol):
 
     def sample(self, batch: Batch, bitmask: NDArray[np.int32] | None = None) -> PendingResult:
         """Enqueue sampling. `bitmask` is [len(grammar_rows), ceil(vocab / 32)], 1 = allowed."""
+        ...
+
+    def use_idle_time(self) -> bool:
+        """Prepare for steps that may come, for a moment; False when nothing is left to do.
+
+        No step is in flight.
+        """
         ...
 
     def control(self, method: str, args: list[Any]) -> Any:

@@ -17,6 +17,7 @@ from pagemill.attention.deterministic import make_deterministic
 from pagemill.attention.select import select_attention
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
+from pagemill.checkpoint.read_ahead import Allocate
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.config.engine import EngineConfig
 from pagemill.config.model import ModelConfig
@@ -26,6 +27,7 @@ from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
 from pagemill.executor.base import PendingResult, Runner
 from pagemill.executor.cache import CachePlan
+from pagemill.executor.phases import Phases
 from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
 from pagemill.executor.sleeping import Recipe, Resident
 from pagemill.layers.base import BuildContext
@@ -35,6 +37,7 @@ from pagemill.models.weights import weight_slots
 from pagemill.ops.base import Ops
 from pagemill.ops.decode import DecodeOps
 from pagemill.ops.deterministic import DeterministicOps
+from pagemill.ops.sampling import SamplingOps
 from pagemill.ops.select import has_native_kernels, select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import CacheFit, cache_budget, largest_batch
@@ -74,6 +77,10 @@ class LocalExecutor:
         assert runner is not None, "the executor sleeps or was shut down"
         return runner.sample(batch, bitmask)
 
+    def use_idle_time(self) -> bool:
+        runner = self._resident.runner
+        return runner is not None and runner.capture_another()
+
     def control(self, method: str, args: list[Any]) -> Any:
         """`sleep` with a level, or `wake_up`. Raises PageMillError for others."""
         match method, args:
@@ -93,6 +100,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
 
     `report` is told the phases. Raises ModelLoadError or ConfigError with one readable line.
     """
+    phases = Phases("device")
     device = select_device(config.device, config.num_threads)
     checkpoint = open_checkpoint(config.model)
     # The rotary tables need no more places than the context that is served.
@@ -101,15 +109,18 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     attention = _select_attention(config, device)
     context = _build_context(config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
-    model = _load(config, model_config, context, checkpoint, report)
+    phases.begin("weights")
+    model = _load(config, model_config, context, checkpoint, device, report)
+    phases.begin("memory and first kernels")
     plan = CachePlan(config, model, _cache_type(config, device))
-    fit = _fit_memory(config, model, device, attention, plan, report)
+    fit = _fit_memory(config, model, device, attention, plan, context.ops, report)
     if fit.remark:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = _decode_ops(config, context.ops, attention)
     if decode_ops is not None and config.pooling is None:
         report("capturing graphs of decode steps")
+    phases.begin("cache and graphs")
     recipe = Recipe(
         load=partial(_reload, config, model_config, context, checkpoint, device),
         start=partial(
@@ -119,10 +130,12 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
             attention=attention,
             plan=plan,
             num_blocks=fit.num_blocks,
+            ops=context.ops,
             decode_ops=decode_ops,
         ),
     )
     resident = Resident(model, recipe.start(model), device, recipe)
+    report(phases.summary())
     info = EngineInfo(
         max_model_len=fit.max_model_len,
         num_blocks=fit.num_blocks,
@@ -151,7 +164,7 @@ def _reload(
 ) -> AnyModel:
     """The model again, after its weights were dropped. Raises ModelLoadError."""
     _check_weights_fit(config, model_config, context, device)
-    return _load(config, model_config, context, checkpoint, _say_nothing)
+    return _load(config, model_config, context, checkpoint, device, _say_nothing)
 
 
 def _say_nothing(phase: str) -> None:
@@ -166,10 +179,11 @@ def _start_runner(
     attention: AttentionBackend,
     plan: CachePlan,
     num_blocks: int,
+    ops: Ops,
     decode_ops: DecodeOps | None,
 ) -> Runner:
     """A runner with its graphs. Raises ModelLoadError when the cache does not fit."""
-    runner = _build_runner(config, model, device, attention, plan, num_blocks, decode_ops)
+    runner = _build_runner(config, model, device, attention, plan, num_blocks, ops, decode_ops)
     if isinstance(runner, ModelRunner) and decode_ops is not None:
         runner.capture_graphs()
     return runner
@@ -232,6 +246,7 @@ def _load(
     model_config: ModelConfig,
     context: BuildContext,
     checkpoint: Checkpoint,
+    device: Device,
     report: Report,
 ) -> AnyModel:
     build = select_builder(config)
@@ -247,8 +262,20 @@ def _load(
             report(f"loading weights: {percent} % of {total / _GIB:.2f} GiB")
 
     progress(0, checkpoint.weight_bytes())
-    weights = iterate_weights(checkpoint, progress=progress, keep_groups=context.quant.keeps_groups)
+    weights = iterate_weights(
+        checkpoint,
+        progress=progress,
+        keep_groups=context.quant.keeps_groups,
+        allocate=_staging(device),
+    )
     return load_model(model_config, context, weights, build=build)
+
+
+def _staging(device: Device) -> Allocate | None:
+    """Host memory to read weights into; a CPU takes them from the mapped file itself."""
+    if device.type == "cpu":
+        return None
+    return lambda num_bytes: device.staging((num_bytes,), torch.uint8)
 
 
 def _fit_memory(
@@ -257,12 +284,13 @@ def _fit_memory(
     device: Device,
     attention: AttentionBackend,
     plan: CachePlan,
+    ops: Ops,
     report: Report,
 ) -> CacheFit:
     report("measuring memory")
 
     def run_largest_batch() -> None:
-        runner = _build_runner(config, model, device, attention, plan, num_blocks=1)
+        runner = _build_runner(config, model, device, attention, plan, 1, ops)
         batch = largest_batch(config)
         runner.forward(batch)
         runner.sample(batch).wait()
@@ -271,7 +299,9 @@ def _fit_memory(
 
 
 def _cache_type(config: EngineConfig, device: Device) -> torch.dtype:
-    """On CPUs, half the bytes of float32 where weights are rounded as well."""
+    """float8 if asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
+    if config.kv_cache_dtype == "fp8":
+        return torch.float8_e4m3fn
     if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
         return torch.float16
     return _DTYPES[config.dtype]
@@ -284,10 +314,14 @@ def _build_runner(
     attention: AttentionBackend,
     plan: CachePlan,
     num_blocks: int,
+    ops: Ops,
     decode_ops: DecodeOps | None = None,
 ) -> Runner:
     cache = plan.allocate(device, num_blocks)
     if isinstance(model, PooledModel):
         return build_pooling_runner(config, model, device, attention, cache)
     speculator, tables = select_speculator(config), plan.layer_tables
-    return ModelRunner(config, model, device, attention, cache, speculator, decode_ops, tables)
+    sampling_ops = ops if isinstance(ops, SamplingOps) else None
+    return ModelRunner(
+        config, model, device, attention, cache, speculator, decode_ops, tables, sampling_ops
+    )

@@ -11,7 +11,7 @@ from pagemill.layers.fusion import fused_ops, plain_weight
 from pagemill.layers.linear import Linear, QKVLinear
 from pagemill.layers.norm import RMSNorm
 from pagemill.ops.base import HeadShape
-from pagemill.ops.fused import Stream
+from pagemill.ops.fused import FusedOps, Stream
 
 
 class Attention(nn.Module):
@@ -44,6 +44,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(ctx, spec.head_dim, config.norm_eps, offset_one=offset_one)
             q_norm, k_norm = self.q_norm.weight, self.k_norm.weight
         self._fused = fused_ops(ctx)
+        self._ropes_in_attention = isinstance(ctx.ops, FusedOps)
         self.rope = RopeInput(cos_sin, q_norm, k_norm, config.norm_eps)
 
     def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
@@ -61,7 +62,7 @@ class Attention(nn.Module):
         """[T, q_size + 2 kv_size] -> [T, q_size]; keys and values go to the cache."""
         batch = batch.of_layer(self.spec.layer_index)
         assert batch.attention is not None
-        may_fuse = self._fused is not None and batch.max_query_len == 1
+        may_fuse = self._ropes_in_attention and batch.max_query_len == 1
         if may_fuse and isinstance(batch.attention, FusedAttention):
             return batch.attention.run_with_rope(self.spec, qkv, batch, self.rope)
         cache = batch.kv_cache[self.spec.layer_index]

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from pagemill.checkpoint.scaled import ScaledWeight
 from pagemill.ops.base import Ops
 from pagemill.quant.base import QuantMethod
 
@@ -34,6 +35,7 @@ class WeightSlot:
     shape: tuple[int, ...]
     store: Callable[[Any], None]  # a `Weight`; a plain tensor where it is not multiplied by
     part: str = ""
+    store_scaled: Callable[[ScaledWeight], None] | None = None  # None: wants plain weights
 
 
 @runtime_checkable

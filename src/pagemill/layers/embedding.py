@@ -40,7 +40,7 @@ class Embedding(nn.Module):
 
 
 class LMHead(nn.Module):
-    """[rows, hidden] -> float32 logits [rows, vocab], soft-capped where `soft_cap` is not 0.
+    """[rows, hidden] -> logits [rows, vocab], in float32 and soft-capped if `soft_cap` is not 0.
 
     A tied head has no tensors of its own: `tie` gives it the embedding's once they are loaded.
     """
@@ -50,16 +50,16 @@ class LMHead(nn.Module):
     ) -> None:
         super().__init__()
         self._ops = ctx.ops
-        self._quant = ctx.quant
+        self._quant = ctx.quant.head
         self._shape = (vocab_size, hidden_size)
         self._tied = tied
         self._soft_cap = soft_cap
         if not tied:
-            ctx.quant.create(self, vocab_size, hidden_size, False, ctx.dtype, ctx.device)
+            self._quant.create(self, vocab_size, hidden_size, False, ctx.dtype, ctx.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self._quant.apply(self, hidden).float()
-        return self._ops.soft_cap(logits, self._soft_cap) if self._soft_cap else logits
+        logits = self._quant.apply(self, hidden)
+        return self._ops.soft_cap(logits.float(), self._soft_cap) if self._soft_cap else logits
 
     def tie(self, weight: nn.Parameter) -> None:
         self._quant.tie(self, weight)

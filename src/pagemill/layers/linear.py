@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pagemill.layers.base import BuildContext, WeightSlot
 from pagemill.ops.base import HeadShape
+from pagemill.quant.base import TakesScales
 
 
 class MergedLinear(nn.Module):
@@ -35,8 +36,10 @@ class MergedLinear(nn.Module):
     def weight_slots(self) -> Iterator[WeightSlot]:
         starts = accumulate(self._parts.values(), initial=0)
         for (part, rows), start in zip(self._parts.items(), starts, strict=False):
-            store = partial(self._store_weight, row=start)
-            yield WeightSlot("weight", (rows, self._in_features), store, part)
+            store, scaled = partial(self._store_weight, row=start), None
+            if isinstance(self._quant, TakesScales):
+                scaled = partial(self._quant.load_scaled, self, row=start)
+            yield WeightSlot("weight", (rows, self._in_features), store, part, scaled)
             if self._has_bias:
                 yield WeightSlot("bias", (rows,), partial(self._store_bias, row=start), part)
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
-from pagemill.checkpoint.groups import Weight
+from pagemill.checkpoint.scaled import StoredWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class RunnableModel(Protocol):
         """Hidden states after the final norm, [num_tokens, hidden]."""
         ...
 
-    def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, StoredWeight]]) -> None:
         """Consume (Hugging Face name, tensor) pairs in any order.
 
         Raises ModelLoadError naming what is missing, unknown or of the wrong shape.

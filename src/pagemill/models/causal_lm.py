@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
-from pagemill.checkpoint.groups import Weight
+from pagemill.checkpoint.scaled import StoredWeight
 from pagemill.config.model import ModelConfig
 from pagemill.layers.base import BuildContext
 from pagemill.layers.embedding import Embedding, LMHead
@@ -107,7 +107,7 @@ class CausalLM(nn.Module):
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.forward(hidden)
 
-    def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, StoredWeight]]) -> None:
         # Some checkpoints store a tied head a second time.
         ignored = frozenset({"lm_head.weight"}) if self._tied else frozenset()
         load_weights(self, weights, ignored)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
-from pagemill.checkpoint.groups import Weight
+from pagemill.checkpoint.scaled import StoredWeight
 from pagemill.config.model import EncoderConfig, ModelConfig
 from pagemill.layers.activation import activation
 from pagemill.layers.base import BuildContext
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
     def classify(self, pooled: Tensor) -> Tensor:
         return pooled if self.head is None else self.head(pooled)
 
-    def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, StoredWeight]]) -> None:
         load_weights(self, self._own(weights), frozenset())
         self.finish_loading()
 
@@ -180,7 +180,9 @@ class Encoder(nn.Module):
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         return []
 
-    def _own(self, weights: Iterable[tuple[str, Weight]]) -> Iterator[tuple[str, Weight]]:
+    def _own(
+        self, weights: Iterable[tuple[str, StoredWeight]]
+    ) -> Iterator[tuple[str, StoredWeight]]:
         """The tensors that this model has, under its names."""
         for name, tensor in weights:
             for prefix in _PREFIXES:

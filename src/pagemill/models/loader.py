@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from pagemill.checkpoint.groups import Weight
+from pagemill.checkpoint.scaled import StoredWeight, join_scales
 from pagemill.config.model import ModelConfig
+from pagemill.config.quantization import checkpoint_scheme
 from pagemill.errors import ModelLoadError
 from pagemill.layers.base import BuildContext
 from pagemill.models.base import AnyModel
@@ -32,14 +34,11 @@ def load_model(
     Raises ModelLoadError naming what is wrong with the architecture or the weights, or that the
     device has too little memory.
     """
-    if config.quantization:
-        method = config.quantization.get("quant_method", "an unknown method")
-        raise ModelLoadError(
-            f"the checkpoint is quantised with {method}, which is not supported; "
-            "use the model's original weights"
-        )
+    stored: Iterable[tuple[str, StoredWeight]] | None = weights
+    if checkpoint_scheme(config.quantization) and weights is not None:
+        stored = join_scales(weights)
     try:
-        return _load(config, ctx, weights, seed, build)
+        return _load(config, ctx, stored, seed, build)
     except torch.OutOfMemoryError:
         raise ModelLoadError(
             f"the weights do not fit into the memory of {ctx.device}; free some, or take a "
@@ -51,7 +50,7 @@ def load_model(
 def _load(
     config: ModelConfig,
     ctx: BuildContext,
-    weights: Iterable[tuple[str, Weight]] | None,
+    weights: Iterable[tuple[str, StoredWeight]] | None,
     seed: int,
     build: Builder,
 ) -> AnyModel:

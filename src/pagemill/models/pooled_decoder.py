@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
-from pagemill.checkpoint.groups import Weight
+from pagemill.checkpoint.scaled import StoredWeight
 from pagemill.config.model import ModelConfig
 from pagemill.layers.base import BuildContext
 from pagemill.layers.linear import Linear
@@ -35,7 +35,7 @@ class PooledDecoder(nn.Module):
     def classify(self, pooled: Tensor) -> Tensor:
         return pooled if self.score is None else self.score.forward(pooled)
 
-    def load_weights(self, weights: Iterable[tuple[str, Weight]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, StoredWeight]]) -> None:
         load_weights(self, _own(weights), frozenset())
         self.finish_loading()
 
@@ -51,7 +51,7 @@ class PooledDecoder(nn.Module):
         return list(self._cache_specs)
 
 
-def _own(weights: Iterable[tuple[str, Weight]]) -> Iterator[tuple[str, Weight]]:
+def _own(weights: Iterable[tuple[str, StoredWeight]]) -> Iterator[tuple[str, StoredWeight]]:
     """Without a vocabulary's tensors; checkpoints of a bare model leave out the prefix."""
     for name, tensor in weights:
         if name.startswith("lm_head."):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from pagemill.checkpoint.groups import Weight
+from pagemill.checkpoint.scaled import ScaledWeight, StoredWeight
 from pagemill.errors import ModelLoadError
 from pagemill.layers.base import HoldsWeights, WeightSlot
 
@@ -17,7 +17,7 @@ _DUMMY_RANGE = 0.05
 
 
 def load_weights(
-    model: nn.Module, weights: Iterable[tuple[str, Weight]], ignored: frozenset[str]
+    model: nn.Module, weights: Iterable[tuple[str, StoredWeight]], ignored: frozenset[str]
 ) -> None:
     """Fill every slot of the model. Raises ModelLoadError naming the first tensor that is wrong."""
     slots = weight_slots(model)
@@ -31,11 +31,20 @@ def load_weights(
             raise ModelLoadError(
                 f"tensor {name} has shape {list(tensor.shape)}, expected {list(slot.shape)}"
             )
-        slot.store(tensor)
+        _store(slot, tensor)
     if slots:
         raise ModelLoadError(
             f"the checkpoint lacks {len(slots)} tensors, the first is {next(iter(slots))}"
         )
+
+
+def _store(slot: WeightSlot, tensor: StoredWeight) -> None:
+    if not isinstance(tensor, ScaledWeight):
+        slot.store(tensor)
+    elif slot.store_scaled is not None:
+        slot.store_scaled(tensor)
+    else:
+        slot.store(tensor.dequantize())
 
 
 def fill_dummy(model: nn.Module, seed: int, dtype: torch.dtype, device: torch.device) -> None:

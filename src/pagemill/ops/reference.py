@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pagemill.ops.base import HeadShape
+from pagemill.ops.fp8 import FP8_MAX, group_size
 
 
 class ReferenceOps:
@@ -58,6 +59,18 @@ class ReferenceOps:
         _write_pages(slot_mapping, qk[:, shape.num_heads :], k_cache, heads[:, num_qk:], v_cache)
         return qk[:, : shape.num_heads].contiguous()
 
+    def fp8_linear(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """`Fp8Ops.fp8_linear`, with activations rounded as the kernels round them."""
+        groups, width = scale.shape[1], x.shape[1]
+        size = group_size(width, groups)
+        parts = F.pad(x.float(), (0, groups * size - width)).view(len(x), groups, size)
+        x_scale = (parts.abs().amax(dim=2, keepdim=True) / FP8_MAX).clamp_(min=1e-12)
+        rounded = (parts / x_scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        inputs = (rounded.float() * x_scale).flatten(1)[:, :width]
+        factors = scale.repeat_interleave(size, dim=1)[:, :width]
+        y = F.linear(inputs, weight.float() * factors)
+        return (y if bias is None else y + bias).to(x.dtype)
+
     def soft_cap(self, x: Tensor, cap: float) -> Tensor:
         return torch.tanh(x / cap) * cap
 
@@ -92,6 +105,9 @@ def _write_pages(
     index = (slots // block_size, slots % block_size)
     for cache, values in ((k_cache, k), (v_cache, v)):
         pages = cache.transpose(1, 2)  # [num_blocks, block_size, num_kv_heads, D]
+        if cache.dtype == torch.float8_e4m3fn:
+            values = values.clamp(-FP8_MAX, FP8_MAX).to(cache.dtype).view(torch.uint8)
+            pages = pages.view(torch.uint8)  # torch has no indexing of float8 on CPUs
         pages[index] = values if keep is None else torch.where(keep, values, pages[index])
 
 

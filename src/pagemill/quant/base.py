@@ -7,11 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pagemill.checkpoint.scaled import ScaledWeight
+
 
 class QuantMethod(Protocol):
     """One way to hold a weight matrix. A layer keeps its tensors; the method is stateless."""
 
     name: str
+    head: QuantMethod  # how the projection to the vocabulary is held
     keeps_groups: bool  # takes weights as GGUF files hold them
 
     def create(
@@ -56,4 +59,13 @@ class HoldsMatrices(Protocol):
 
     def matrix(self, layer: nn.Module) -> Any:
         """The layer's matrix, once it is loaded."""
+        ...
+
+
+@runtime_checkable
+class TakesScales(Protocol):
+    """A method that can hold a checkpoint's float8 weights as they are."""
+
+    def load_scaled(self, layer: nn.Module, stored: ScaledWeight, row: int) -> None:
+        """Store them at output row `row`."""
         ...

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pagemill.checkpoint.groups import GroupedWeight, quantize_groups, stack
 from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, pack_matrix
+from pagemill.quant.base import QuantMethod
 
 _HEAD_BITS = 8  # four cost a tied vocabulary projection more accuracy than they are worth
 
@@ -31,6 +32,7 @@ class Grouped:
 
     def __init__(self, bits: int, products: MatrixProducts) -> None:
         self.name = f"int{bits}"
+        self.head: QuantMethod = self
         self._bits = bits
         self._products = products
 

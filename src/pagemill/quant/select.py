@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pagemill.errors import ConfigError
 from pagemill.ops.base import Ops
+from pagemill.ops.fp8 import Fp8Ops
 from pagemill.ops.select import has_native_kernels
 from pagemill.quant.base import QuantMethod
 from pagemill.quant.unquantized import Unquantized
 
 _GROUPED_BITS = {"int8": 8, "int4": 4}
+_FLOAT8 = {"fp8": False, "fp8-block": True}  # whether there is a scale for each 128 inputs
 
 
 def select_quant(name: str, device_type: str, ops: Ops) -> QuantMethod:
@@ -22,5 +24,9 @@ def select_quant(name: str, device_type: str, ops: Ops) -> QuantMethod:
         from pagemill.quant.grouped import Grouped
 
         return Grouped(_GROUPED_BITS[name], MatrixProducts())
-    known = ", ".join(("none", *_GROUPED_BITS)) if device_type == "cpu" else "none"
+    if name in _FLOAT8 and isinstance(ops, Fp8Ops) and device_type == "cuda":
+        from pagemill.quant.fp8 import Fp8
+
+        return Fp8(ops, ops, grouped=_FLOAT8[name])
+    known = ", ".join(("none", *_GROUPED_BITS)) if device_type == "cpu" else "none, fp8"
     raise ConfigError(f"quantization {name!r} is unknown on {device_type}; there are {known}")

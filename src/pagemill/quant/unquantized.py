@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pagemill.ops.base import Ops
+from pagemill.quant.base import QuantMethod
 
 
 class Unquantized:
@@ -18,6 +19,7 @@ class Unquantized:
 
     def __init__(self, ops: Ops) -> None:
         self._linear = ops.linear
+        self.head: QuantMethod = self
 
     def create(
         self,

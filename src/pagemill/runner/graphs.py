@@ -101,6 +101,15 @@ class DecodeGraphs:
             self._graphs[size, sampling] = graph
         return graph
 
+    def capture_another(self) -> bool:
+        """Capture one that is missing, the commonest kind of sampling first; False if none is."""
+        for sampling in (Sampling.TEMPERATURE, Sampling.GREEDY, Sampling.NONE):
+            for size in reversed(self._sizes):
+                if (size, sampling) not in self._graphs:
+                    self.capture(size, sampling)
+                    return True
+        return False
+
     def pack(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """What `update` needs on the device: nothing while the rows stay the same."""
         num_rows = len(slots)

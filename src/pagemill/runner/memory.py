@@ -116,11 +116,16 @@ def _pages(
 
 
 def largest_batch(config: EngineConfig) -> Batch:
-    """A step as large as the settings allow, all of whose tokens are in the null block."""
+    """A step as large as the settings allow, all of whose tokens are in the null block.
+
+    As few rows as possible are long and the others have one token, so that the kernels of prompts
+    and of generating rows beside them are all compiled before the first request.
+    """
     num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
     num_tokens = min(config.max_num_batched_tokens, num_rows * config.max_model_len)
-    num_query = np.full(num_rows, num_tokens // num_rows, np.int32)
-    num_query[: num_tokens % num_rows] += 1
+    longer = config.max_model_len - 1
+    left = num_tokens - num_rows - np.arange(num_rows) * longer
+    num_query = (1 + np.clip(left, 0, longer)).astype(np.int32)
     nothing = np.zeros(0, np.int32)
     params = SamplingParams(temperature=1.0, top_p=0.9)
     text = np.zeros(1, np.int32)

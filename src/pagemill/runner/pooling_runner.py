@@ -110,6 +110,10 @@ class PoolingRunner:
         assert self._step is not None and bitmask is None
         return PendingPooling(self._step, self._config)
 
+    def capture_another(self) -> bool:
+        """There are no graphs."""
+        return False
+
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> PooledStep:
         self._admit(batch.admitted)

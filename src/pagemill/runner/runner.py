@@ -15,6 +15,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.device.base import CapturesGraphs, Device, Task
 from pagemill.models.base import Model
 from pagemill.ops.decode import DecodeOps
+from pagemill.ops.sampling import SamplingOps
 from pagemill.runner.advance import advance
 from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling
 from pagemill.runner.inputs import BatchLayout, build, logit_rows, more_tables, pack, plan_layers
@@ -49,7 +50,7 @@ class _ForwardStep:
     layout: BatchLayout
     fields: dict[str, Tensor]
     rows: LogitRows
-    logits: Tensor  # [L, vocab] float32
+    logits: Tensor  # [L, vocab]
     spans: list[PromptSpan]
     hidden: Tensor  # [num_tokens, hidden]
 
@@ -78,6 +79,7 @@ class ModelRunner:
         speculator: Speculator | None = None,
         decode_ops: DecodeOps | None = None,
         layer_tables: tuple[int, ...] = (),
+        sampling_ops: SamplingOps | None = None,
     ) -> None:
         self._model = model
         self._device = device
@@ -101,6 +103,7 @@ class ModelRunner:
             model.vocab_size,
             device,
             self._slots.sampling,
+            sampling_ops,
             deterministic=config.deterministic,
         )
         self._rows_at_once = rows_at_once(device.type, model.vocab_size, config.deterministic)
@@ -145,6 +148,20 @@ class ModelRunner:
             for sampling in Sampling:
                 self._graphs.capture(num_rows, sampling)
         return len(rows) * len(Sampling)
+
+    @torch.inference_mode()
+    def capture_another(self) -> bool:
+        """Capture a graph that is still missing, while no step is in flight; whether there was one.
+
+        With a speculator steps have drafts and use none. Lack of memory is no error here: what is
+        needed later is tried again then.
+        """
+        if self._graphs is None or self._speculator is not None:
+            return False
+        try:
+            return self._graphs.capture_another()
+        except torch.OutOfMemoryError:
+            return False
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> None:
@@ -215,8 +232,7 @@ class ModelRunner:
             logits = logits.clone()  # log-probabilities are of the model's own logits
         if bitmask is not None:
             self._restrict(logits, step.layout, batch, bitmask)
-        self._sampler.process(logits, step.rows)
-        tokens = self._sampler.draw(logits, step.rows)
+        tokens = self._sampler.sample(logits, step.rows)
         accepted = advance(step.layout, step.fields, tokens, self._slots)
         self._sampler.observe(accepted)
         self._speculate(accepted, batch.max_seq_len)

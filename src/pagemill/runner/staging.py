@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagemill.device.base import Device, Event
 
-_ALIGNMENT = 8  # bytes: every field can be viewed as int64
+_ALIGNMENT = 64  # bytes: kernels are compiled for pointers of one alignment
 _TYPES = {
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,

@@ -30,9 +30,9 @@ class TopLogprobs:
 
 
 def top_logprobs(logits: Tensor, tokens: Tensor, top: int, rows_at_once: int) -> TopLogprobs:
-    """For float32 logits [L, vocab] and the tokens [L] that were taken."""
+    """For logits [L, vocab] of any type and the tokens [L] that were taken."""
     parts = zip(torch.split(logits, rows_at_once), torch.split(tokens, rows_at_once), strict=True)
-    return TopLogprobs.join([_top_logprobs(rows, taken, top) for rows, taken in parts])
+    return TopLogprobs.join([_top_logprobs(rows.float(), taken, top) for rows, taken in parts])
 
 
 def _top_logprobs(logits: Tensor, tokens: Tensor, top: int) -> TopLogprobs:

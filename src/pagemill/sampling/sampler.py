@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagemill.device.base import Device
+from pagemill.ops.sampling import Filters, SamplingOps, SlotSampling
 from pagemill.sampling.base import AcceptedTokens, LogitRows, LogitsProcessor
 from pagemill.sampling.categorical import draw
 from pagemill.sampling.filters import keep_top_p, min_p_limit, top_k_limit
@@ -53,11 +54,13 @@ class Sampler:
         vocab_size: int,
         device: Device,
         state: SamplingState,
+        ops: SamplingOps | None = None,
         *,
         deterministic: bool = False,
     ) -> None:
         self._device = device
         self._state = state
+        self._ops = ops  # torch draws where there is none
         # In vLLM's order.
         self.processors: tuple[LogitsProcessor, ...] = (
             AllowedTokens(num_slots, vocab_size, device),
@@ -106,12 +109,21 @@ class Sampler:
             for part in self._parts(len(logits)):
                 self._process(logits[part], rows.part(part))
 
+    def sample(self, logits: Tensor, rows: LogitRows) -> Tensor:
+        """`process`, then `draw`; logits of any type, which are written if they are float32."""
+        if not self.changes_logits(rows):
+            return self.draw(logits, rows)
+        parts = self._parts(len(logits))
+        return torch.cat([self._sample(logits[part].float(), rows.part(part)) for part in parts])
+
     def draw(self, logits: Tensor, rows: LogitRows) -> Tensor:
-        """A token for each row of float32 logits [L, vocab], int64 [L]."""
+        """A token for each row of logits [L, vocab] of any type, int64 [L]."""
+        if self._ops is not None:
+            return self._draw_by_kernels(self._ops, logits, rows)
         if self.is_greedy(rows.host_slots):
             return logits.argmax(dim=1)
         parts = self._parts(len(logits))
-        return torch.cat([self._draw(logits[part], rows.part(part)) for part in parts])
+        return torch.cat([self._draw(logits[part].float(), rows.part(part)) for part in parts])
 
     def observe(self, accepted: AcceptedTokens) -> None:
         """Tell the processors in use what was sampled."""
@@ -122,6 +134,29 @@ class Sampler:
     def _parts(self, num_rows: int) -> list[slice]:
         starts = range(0, num_rows, self._rows_at_once)
         return [slice(start, start + self._rows_at_once) for start in starts]
+
+    def _sample(self, logits: Tensor, rows: LogitRows) -> Tensor:
+        self._process(logits, rows)
+        return self.draw(logits, rows)
+
+    def _draw_by_kernels(self, ops: SamplingOps, logits: Tensor, rows: LogitRows) -> Tensor:
+        slots = rows.host_slots
+        if self.is_greedy(slots):
+            return ops.argmax(logits)
+        columns = self._state.columns
+        state = SlotSampling(
+            columns[:, Column.TEMPERATURE],
+            columns[:, Column.TOP_K],
+            columns[:, Column.TOP_P],
+            columns[:, Column.MIN_P],
+            self._state.seeds,
+        )
+        filters = Filters(
+            top_k=bool(self._top_k[slots].any()),
+            top_p=bool(self._has_top_p[slots].any()),
+            min_p=bool(self._has_min_p[slots].any()),
+        )
+        return ops.sample(logits, ops.sampling_rows(rows.slots, rows.index, state), filters)
 
     def _process(self, logits: Tensor, rows: LogitRows) -> None:
         used = self._uses[:, rows.host_slots]  # [processors, L]

@@ -14,7 +14,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts, cpu_facts
 from pagemill.config.model import ModelConfig, RopeConfig
 from pagemill.config.resolve import GIB, remarks, resolve
-from pagemill.errors import ConfigError
+from pagemill.errors import ConfigError, ModelLoadError
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -75,9 +75,9 @@ def test_asked_dtype_is_kept(dtype: str) -> None:
 
 
 def test_slow_types_are_remarked_on() -> None:
-    assert "float16 is slow" in remarks(run(CPU, dtype="float16"), CPU)[0]
-    assert "no bfloat16" in remarks(run(CPU, dtype="bfloat16"), CPU)[0]
-    assert remarks(run(CPU), CPU) == []
+    assert "float16 is slow" in remarks(run(CPU, dtype="float16"), CPU, MODEL)[0]
+    assert "no bfloat16" in remarks(run(CPU, dtype="bfloat16"), CPU, MODEL)[0]
+    assert remarks(run(CPU), CPU, MODEL) == []
 
 
 @pytest.mark.parametrize(
@@ -163,3 +163,69 @@ def test_number_of_flags_is_bounded() -> None:
 def test_config_needs_no_torch() -> None:
     code = "import sys, pagemill.config.resolve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+FP8_BLOCKS = FP8 | {"weight_block_size": [128, 128]}
+
+
+def _compressed(**weights: object) -> dict[str, object]:
+    group = {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"} | weights}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "on_h100"),
+    [
+        (FP8, "fp8"),
+        (FP8_BLOCKS, "fp8-block"),
+        (_compressed(), "fp8"),
+        (_compressed(strategy="tensor"), "fp8"),
+        (_compressed(strategy="block", block_structure=[128, 128]), "fp8-block"),
+    ],
+)
+def test_float8_checkpoints_stay_so_where_the_device_has_it(
+    quantization: dict[str, object], on_h100: str
+) -> None:
+    model = dataclasses.replace(MODEL, quantization=quantization)
+    assert run(H100, model).quantization == on_h100
+    assert remarks(run(H100, model), H100, model) == []
+    for device in (CPU, T4):
+        config = run(device, model)
+        assert config.quantization == "none"
+        assert f"become {config.dtype} at load" in remarks(config, device, model)[0]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "named"),
+    [
+        ({"quant_method": "gptq"}, "gptq"),
+        (FP8 | {"weight_block_size": [64, 64]}, "blocks of \\[64, 64\\]"),
+        (_compressed(num_bits=4, type="int"), "4-bit"),
+        (_compressed(strategy="group"), "strategy group"),
+        ({"quant_method": "compressed-tensors"}, "without config_groups"),
+    ],
+)
+def test_other_quantised_checkpoints_are_refused(
+    quantization: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=named):
+        run(H100, dataclasses.replace(MODEL, quantization=quantization))
+
+
+def test_deterministic_mode_has_no_float8_products() -> None:
+    model = dataclasses.replace(MODEL, quantization=FP8)
+    config = run(H100, model, deterministic=True)
+    assert config.quantization == "none"
+    assert "--deterministic has no float8" in remarks(config, H100, model)[0]
+    with pytest.raises(ConfigError, match="--quantization fp8 has no kernels for --deterministic"):
+        run(H100, quantization="fp8", deterministic=True)
+
+
+def test_float8_needs_a_device_that_has_it() -> None:
+    assert run(H100, quantization="fp8", kv_cache_dtype="fp8").kv_cache_dtype == "fp8"
+    for device in (CPU, T4):
+        with pytest.raises(ConfigError, match=r"--quantization fp8 needs a GPU of .* 8\.9"):
+            run(device, quantization="fp8")
+        with pytest.raises(ConfigError, match=r"--kv-cache-dtype fp8 needs a GPU of .* 8\.9"):
+            run(device, kv_cache_dtype="fp8")

@@ -208,10 +208,23 @@ def test_each_size_is_captured_once() -> None:
     assert first.runner.capture_graphs() == first.device.num_captured == 2 * len(Sampling)
 
 
+def test_the_rest_is_captured_while_idle() -> None:
+    driver = GraphDriver()
+    driver.runner.capture_graphs()
+    captured = driver.device.num_captured
+    while driver.runner.capture_another():
+        captured += 1
+        assert driver.device.num_captured == captured
+    assert captured == len(Sampling) * len(padded_sizes(NUM_SLOTS))
+    generate(driver, [GREEDY] * 4, [[0, 1, 2], [0], [1, 0]])
+    assert driver.device.num_captured == captured
+
+
 def test_graphs_can_be_turned_off() -> None:
     driver = GraphDriver(cuda_graphs=False)
     generate(driver, [GREEDY], [[0]] * 3)
     assert driver.runner.capture_graphs() == driver.device.num_captured == 0
+    assert not driver.runner.capture_another()
 
 
 @pytest.mark.parametrize("most", [1, 5, 8, 64, 100, 256, 1000])

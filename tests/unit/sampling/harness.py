@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pagemill.device.base import Device
 from pagemill.device.select import select_device
+from pagemill.ops.sampling import SamplingOps
 from pagemill.params import SamplingParams
 from pagemill.sampling.base import AcceptedTokens, LogitRows
 from pagemill.sampling.sampler import Sampler
@@ -38,11 +39,13 @@ def admission(
 class Slots:
     """A sampler and its state, filled by admissions."""
 
-    def __init__(self, vocab_size: int, device: str = "cpu") -> None:
+    def __init__(
+        self, vocab_size: int, device: str = "cpu", ops: SamplingOps | None = None
+    ) -> None:
         self.device: Device = select_device(device)
         where = self.device.torch_device
         self.state = SamplingState(NUM_SLOTS, vocab_size, where)
-        self.sampler = Sampler(NUM_SLOTS, vocab_size, self.device, self.state)
+        self.sampler = Sampler(NUM_SLOTS, vocab_size, self.device, self.state, ops)
 
     def admit(self, *admitted: Admission) -> None:
         self.sampler.admit(admitted)
@@ -67,8 +70,7 @@ class Slots:
     def draw(self, logits: Tensor, slots: Sequence[int], index: Sequence[int]) -> list[int]:
         rows = self.rows(slots, index)
         logits = logits.to(self.device.torch_device).clone()
-        self.sampler.process(logits, rows)
-        tokens: list[int] = self.sampler.draw(logits, rows).tolist()
+        tokens: list[int] = self.sampler.sample(logits, rows).tolist()
         return tokens
 
     def process(self, logits: Tensor, rows: LogitRows) -> Tensor:

@@ -100,7 +100,7 @@ def _fit(
     config = resolve(args, model, device)
     item = _ITEM_BYTES[config.dtype]
     linear, embedding = num_weights(model)
-    if model.tie_embeddings and config.quantization != "none":
+    if model.tie_embeddings and config.quantization == "int8":
         linear += embedding  # the head has a packed copy
     per_weight = _WEIGHT_BYTES.get(config.quantization, float(item))
     weights = int(linear * per_weight + embedding * item)

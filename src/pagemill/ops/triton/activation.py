@@ -48,7 +48,7 @@ def _gated_kernel(
     tl.store(out_ptr + row * width + cols, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _soft_cap_kernel(x_ptr, out_ptr, size, cap, BLOCK: tl.constexpr, PDL: tl.constexpr):
     wait_for_inputs(PDL)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

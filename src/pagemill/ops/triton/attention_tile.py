@@ -17,9 +17,12 @@ LOWEST = tl.constexpr(-1.0e30)  # a finite "minus infinity": differences are not
 
 @triton.jit
 def page_offsets(table_ptr, tokens, limit, block_stride, BLOCK_SIZE: tl.constexpr, D: tl.constexpr):
-    """Where each token's row of one head begins; tokens at or past `limit` give block 0."""
+    """Where each token's row of one head begins; tokens at or past `limit` give block 0.
+
+    In `block_stride`'s type, which must hold the size of the cache.
+    """
     pages = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < limit, other=0)
-    return pages.to(tl.int64) * block_stride + (tokens % BLOCK_SIZE) * D
+    return pages.to(block_stride.dtype) * block_stride + (tokens % BLOCK_SIZE) * D
 
 
 @triton.jit

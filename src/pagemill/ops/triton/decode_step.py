@@ -1,8 +1,4 @@
-"""What a decode step does around the model: look its inputs up, and move the slots on.
-
-Random numbers are SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) of the slot's seed and the
-token's place, bit for bit those of `sampling.random.uniform` until they are rounded to float32.
-"""
+"""What a decode step does around the model: look its inputs up, and move the slots on."""
 
 # ruff: noqa: N803 - compile-time constants are in capitals, as is usual in Triton
 
@@ -15,25 +11,10 @@ from torch import Tensor
 
 from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.triton.launch import supports_pdl, wait_for_inputs
+from pagemill.ops.triton.random import uniform
 
 TABLE_TILE = 512
 ADVANCE_TILE = 128
-GAMMA = tl.constexpr(0x9E3779B97F4A7C15 - (1 << 64))
-MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9 - (1 << 64))
-MIX_2 = tl.constexpr(0x94D049BB133111EB - (1 << 64))
-
-
-@triton.jit
-def _shift_right(x, BITS: tl.constexpr):
-    """Logical shift of int64."""
-    return (x >> BITS) & ((1 << (64 - BITS)) - 1)
-
-
-@triton.jit
-def _mix(x):
-    x = (x ^ _shift_right(x, 30)) * MIX_1
-    x = (x ^ _shift_right(x, 27)) * MIX_2
-    return x ^ _shift_right(x, 31)
 
 
 @triton.jit
@@ -58,10 +39,8 @@ def _decode_inputs_kernel(
     tl.store(out_temperature_ptr + row, tl.where(slot == spare, 0.0, temperature))
     # Vectors of one, since the interpreter checks Python's own numbers for overflow.
     one = tl.arange(0, 1)
-    seed = tl.load(seeds_ptr + slot + one)
-    bits = _shift_right(_mix(_mix(seed + GAMMA) + (position + 1 + one) * GAMMA), 11)
-    number = bits.to(tl.float64) * 1.1102230246251565e-16  # 2^-53
-    tl.store(uniform_ptr + row + one, number.to(tl.float32))
+    number = uniform(tl.load(seeds_ptr + slot + one), position + 1 + one)
+    tl.store(uniform_ptr + row + one, number)
     num_blocks = position // BLOCK_SIZE + 1
     for first in range(0, num_blocks, TILE):
         at = first + tl.arange(0, TILE)

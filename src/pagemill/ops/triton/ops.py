@@ -1,4 +1,4 @@
-"""`Ops`, `FusedOps` and `DecodeOps` by Triton kernels; products of many tokens go to cuBLAS."""
+"""`Ops`, `FusedOps`, `DecodeOps`, `SamplingOps` and `Fp8Ops` by Triton; big products by cuBLAS."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pagemill.ops.base import HeadShape
 from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.fused import Stream
+from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 from pagemill.ops.triton import activation, decode_step, norm, rope, sampling
 from pagemill.ops.triton.batch_linear import (
     batch_linear,
@@ -17,7 +18,7 @@ from pagemill.ops.triton.batch_linear import (
     norm_batch_linear,
 )
 from pagemill.ops.triton.counters import Counters
-from pagemill.ops.triton.sampling import SamplingRows
+from pagemill.ops.triton.fp8_linear import fp8_linear
 from pagemill.ops.triton.vector_linear import MAX_WIDTH, norm_vector_linear, vector_linear
 
 # With more tokens cuBLAS is faster, even with a kernel for every operation around it.
@@ -28,7 +29,7 @@ MIN_TILE = 256  # elements of the smallest tile, each of which needs a counter
 
 
 class TritonOps:
-    """Implements `Ops`, `FusedOps` and `DecodeOps`, and sampling."""
+    """Implements `Ops`, `FusedOps`, `DecodeOps`, `SamplingOps` and `Fp8Ops`."""
 
     name = "triton"
 
@@ -79,6 +80,9 @@ class TritonOps:
             qkv, positions, slot_mapping, cos_sin, shape, k_cache, v_cache, q_norm, k_norm, eps
         )
 
+    def fp8_linear(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        return fp8_linear(x, weight, scale, bias)
+
     def fuses(self, num_tokens: int, in_features: int, dtype: torch.dtype) -> bool:
         if num_tokens == 1:
             return in_features <= MAX_WIDTH
@@ -120,9 +124,12 @@ class TritonOps:
         """The first greatest entry of each row of logits [n, V] -> [n] int64."""
         return sampling.argmax(logits)
 
-    def sample(self, logits: Tensor, rows: SamplingRows, truncate: bool) -> Tensor:
-        """One token per row of logits [n, V] -> [n] int64; see `sampling.sample`."""
-        return sampling.sample(logits, rows, truncate)
+    def sampling_rows(self, slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
+        return sampling.sampling_rows(slots, index, state)
+
+    def sample(self, logits: Tensor, rows: SamplingRows, filters: Filters) -> Tensor:
+        counters = self._counters.get(logits.device, logits.shape[0])
+        return sampling.sample(logits, rows, filters, counters)
 
     def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
         """One token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""

@@ -21,19 +21,23 @@ from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
 from pagemill.ops.triton.attention_tile import LOWEST, attend
 from pagemill.ops.triton.launch import next_power_of_2, supports_pdl, wait_for_inputs
 
+MAX_INT32 = 2**31 - 1  # above, offsets into the cache need 64 bits
+
 
 @dataclass(frozen=True, slots=True)
 class PackedConfig:
     """Tile shapes: `block_m` (token, head) pairs against `block_n` keys.
 
-    Pages are loaded after the table's entries, so only every second stage (3, 5, ..) adds a tile
-    that is loaded ahead.
+    Keys that only some of the tile's queries see are taken `block_tail` at a time. Pages are
+    loaded after the table's entries, so only every second stage (3, 5, ..) adds a tile that is
+    loaded ahead.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    block_tail: int = 32
 
 
 def packed_config(head_dim: int, dtype: torch.dtype, hopper: bool = True) -> PackedConfig:
@@ -42,8 +46,7 @@ def packed_config(head_dim: int, dtype: torch.dtype, hopper: bool = True) -> Pac
         return PackedConfig(32, 32, 4, 1)
     if head_dim > 128:
         return PackedConfig(128, 32, 8, 3)
-    # Older devices lack the shared memory for longer tiles.
-    return PackedConfig(128, 128 if hopper else 64, 8, 3)
+    return PackedConfig(128, 64, 4 if hopper else 8, 3)
 
 
 @triton.jit
@@ -59,7 +62,7 @@ def _row_of_tile(query_start_ptr, tile, num_seqs, BLOCK_Q: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["num_seqs", "min_query_len", "window"])
+@triton.jit(do_not_specialize=["num_seqs", "min_query_len", "table_stride", "window"])
 def _packed_attention_kernel(
     q_ptr,
     k_cache_ptr,
@@ -83,13 +86,17 @@ def _packed_attention_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_TAIL: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    LARGE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    if LARGE:
+        block_stride = block_stride.to(tl.int64)
     kv_head = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)  # late tiles have the most keys: first
     wait_for_inputs(PDL)
@@ -132,7 +139,7 @@ def _packed_attention_kernel(
     )  # fmt: skip
     highest, total, acc = attend(
         q, positions, middle, end, row_table_ptr, head_k_ptr, head_v_ptr, block_stride, scale,
-        soft_cap, window, highest, total, acc, True, WINDOW, SOFT_CAP, BLOCK_N, BLOCK_SIZE,
+        soft_cap, window, highest, total, acc, True, WINDOW, SOFT_CAP, BLOCK_TAIL, BLOCK_SIZE,
         HEAD_DIM, BLOCK_D, PRECISION,
     )  # fmt: skip
     y = acc / tl.where(total > 0, total, 1.0)[:, None]
@@ -185,7 +192,9 @@ def packed_attention(
         BLOCK_Q=block_q,
         BLOCK_M=block_m,
         BLOCK_N=config.block_n,
+        BLOCK_TAIL=min(config.block_n, config.block_tail),
         BLOCK_D=next_power_of_2(spec.head_dim),
+        LARGE=cache.k.numel() > MAX_INT32,
         WINDOW=spec.sliding_window > 0,
         SOFT_CAP=spec.soft_cap > 0,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

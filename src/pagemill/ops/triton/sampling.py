@@ -1,8 +1,7 @@
 """Sampling from logits without a sort: chunked statistics, a threshold search, and one scan.
 
 A row's vocabulary is cut into chunks that are summed in parallel. Top-k, top-p and min-p all keep
-the logits above some threshold, which is found by narrowing an interval: every pass counts and
-weighs the tokens above three values inside it. The token is then the first whose running
+the logits above some threshold (`threshold.py`). The token is then the first whose running
 probability, in vocabulary order, passes the row's uniform number (inverse transform sampling), so a
 row's result depends on that row alone.
 """
@@ -18,24 +17,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, supports_pdl, wait_for_inputs
+from pagemill.ops.triton.random import uniform
+from pagemill.ops.triton.threshold import STATE_SIZE, RowMaxima, thresholds
 
 CHUNK = 4096
-SEARCH_TILE = 8192
-# Logits this many temperatures below the best have no weight in float32: e^-40 = 4e-18.
-RANGE = tl.constexpr(40.0)
+ROWS_TILE = 128
 NO_TOKEN = tl.constexpr(2147483647)
+THRESHOLD_STRIDE = tl.constexpr(STATE_SIZE)
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRows:
-    """One value per row; float32 but for top_k. Zero temperature is greedy."""
-
-    temperature: Tensor  # [n]
-    top_k: Tensor  # [n] int32, 0: off
-    top_p: Tensor  # [n] 1: off
-    min_p: Tensor  # [n] 0: off
-    uniform: Tensor  # [n] in [0, 1)
+@triton.jit(do_not_specialize=["num_rows", "out_stride"])
+def _rows_kernel(
+    slots_ptr, index_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, out_ptr,
+    stride, out_stride, num_rows, TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    wait_for_inputs(PDL)
+    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    there = rows < num_rows
+    slots = tl.load(slots_ptr + rows, mask=there, other=0)
+    out_ptr += rows
+    at = slots * stride
+    tl.store(out_ptr, tl.load(temperature_ptr + at, mask=there, other=0.0), mask=there)
+    tl.store(out_ptr + out_stride, tl.load(top_k_ptr + at, mask=there, other=0.0), mask=there)
+    tl.store(out_ptr + 2 * out_stride, tl.load(top_p_ptr + at, mask=there, other=0.0), mask=there)
+    tl.store(out_ptr + 3 * out_stride, tl.load(min_p_ptr + at, mask=there, other=0.0), mask=there)
+    seeds = tl.load(seeds_ptr + slots, mask=there, other=0)
+    number = uniform(seeds, tl.load(index_ptr + rows, mask=there, other=0))
+    tl.store(out_ptr + 4 * out_stride, number, mask=there)
 
 
 @triton.jit
@@ -54,119 +64,6 @@ def _chunk_stats_kernel(
     place = tl.min(tl.where(x == best, index, NO_TOKEN), axis=0)
     tl.store(max_ptr + row * num_chunks + chunk, best)
     tl.store(argmax_ptr + row * num_chunks + chunk, tl.minimum(place, width - 1))
-
-
-@triton.jit
-def _above(logits_ptr, width, a, b, c, best, inverse_t, TILE: tl.constexpr):
-    """Counts and weights of the logits at or above each of three values."""
-    count_a = tl.zeros((TILE,), tl.int32)
-    count_b = tl.zeros((TILE,), tl.int32)
-    count_c = tl.zeros((TILE,), tl.int32)
-    mass_a = tl.zeros((TILE,), tl.float32)
-    mass_b = tl.zeros((TILE,), tl.float32)
-    mass_c = tl.zeros((TILE,), tl.float32)
-    for first in range(0, width, TILE):
-        index = first + tl.arange(0, TILE)
-        x = tl.load(logits_ptr + index, mask=index < width, other=float("-inf")).to(tl.float32)
-        weight = tl.exp((x - best) * inverse_t)
-        count_a += (x >= a).to(tl.int32)
-        count_b += (x >= b).to(tl.int32)
-        count_c += (x >= c).to(tl.int32)
-        mass_a += tl.where(x >= a, weight, 0.0)
-        mass_b += tl.where(x >= b, weight, 0.0)
-        mass_c += tl.where(x >= c, weight, 0.0)
-    return (
-        tl.sum(count_a, axis=0), tl.sum(count_b, axis=0), tl.sum(count_c, axis=0),
-        tl.sum(mass_a, axis=0), tl.sum(mass_b, axis=0), tl.sum(mass_c, axis=0),
-    )  # fmt: skip
-
-
-@triton.jit
-def _search(
-    logits_ptr, width, low, high, best, inverse_t, wanted, BY_MASS: tl.constexpr, TILE: tl.constexpr
-):
-    """The greatest value with at least `wanted` tokens (or weight) at or above it, within `low`..
-
-    Also the weight at or above it. `low` is the answer when even it has too little.
-    """
-    count_low, _, count_high, mass_low, _, mass_high = _above(
-        logits_ptr, width, low, low, high, best, inverse_t, TILE
-    )
-    enough_high = mass_high >= wanted if BY_MASS else count_high >= wanted
-    low = tl.where(enough_high, high, low)
-    mass_low = tl.where(enough_high, mass_high, mass_low)
-    searching = (count_low > count_high + 1) & (low < high)
-    passes = 0
-    while searching:
-        step = (high - low) * 0.25
-        a = low + step
-        b = low + step * 2.0
-        c = low + step * 3.0
-        count_a, count_b, count_c, mass_a, mass_b, mass_c = _above(
-            logits_ptr, width, a, b, c, best, inverse_t, TILE
-        )
-        if BY_MASS:
-            enough_a = mass_a >= wanted
-            enough_b = mass_b >= wanted
-            enough_c = mass_c >= wanted
-        else:
-            enough_a = count_a >= wanted
-            enough_b = count_b >= wanted
-            enough_c = count_c >= wanted
-        high = tl.where(enough_c, high, tl.where(enough_b, c, tl.where(enough_a, b, a)))
-        count_high = tl.where(
-            enough_c, count_high, tl.where(enough_b, count_c, tl.where(enough_a, count_b, count_a))
-        )
-        count_low = tl.where(
-            enough_c, count_c, tl.where(enough_b, count_b, tl.where(enough_a, count_a, count_low))
-        )
-        mass_low = tl.where(
-            enough_c, mass_c, tl.where(enough_b, mass_b, tl.where(enough_a, mass_a, mass_low))
-        )
-        low = tl.where(enough_c, c, tl.where(enough_b, b, tl.where(enough_a, a, low)))
-        passes += 1
-        # One token between the two, or no value: done. 32 passes exhaust a float32.
-        searching = (count_low > count_high + 1) & (low < high) & (passes < 32)
-    return low, mass_low
-
-
-@triton.jit
-def _threshold_kernel(
-    logits_ptr, max_ptr, threshold_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    stride, width, num_chunks, BLOCK_CHUNKS: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """The least logit that min-p, then top-k, then top-p of what they leave, keep."""
-    wait_for_inputs(PDL)
-    row = tl.program_id(0).to(tl.int64)
-    chunks = tl.arange(0, BLOCK_CHUNKS)
-    maxima = tl.load(
-        max_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=float("-inf")
-    )
-    best = tl.max(maxima, axis=0)
-    temperature = tl.load(temperature_ptr + row)
-    top_k = tl.load(top_k_ptr + row)
-    top_p = tl.load(top_p_ptr + row)
-    min_p = tl.load(min_p_ptr + row)
-    threshold = best - RANGE * temperature
-    if min_p > 0:
-        threshold = tl.maximum(threshold, best + tl.log(min_p) * temperature)
-    if temperature > 0:
-        inverse_t = 1.0 / temperature
-        logits_ptr += row * stride
-        whole = float("inf")  # the weight above the threshold, where it is known
-        if (top_k > 0) & (top_k < width):
-            threshold, whole = _search(
-                logits_ptr, width, threshold, best, best, inverse_t, top_k, False, TILE
-            )
-        if top_p < 1.0:
-            if whole == float("inf"):
-                _, _, _, whole, _, _ = _above(
-                    logits_ptr, width, threshold, threshold, threshold, best, inverse_t, TILE
-                )
-            threshold, whole = _search(
-                logits_ptr, width, threshold, best, best, inverse_t, top_p * whole, True, TILE
-            )
-    tl.store(threshold_ptr + row, threshold)
 
 
 @triton.jit
@@ -198,7 +95,7 @@ def _kept_weights(
     x = tl.load(logits_ptr + index, mask=index < width, other=float("-inf")).to(tl.float32)
     weight = tl.exp((x - best) / tl.where(temperature > 0, temperature, 1.0))
     if TRUNCATE:
-        weight = tl.where(x >= tl.load(threshold_ptr + row), weight, 0.0)
+        weight = tl.where(x >= tl.load(threshold_ptr + row * THRESHOLD_STRIDE), weight, 0.0)
     return weight
 
 
@@ -287,29 +184,28 @@ def argmax(logits: Tensor) -> Tensor:
     return _pick(logits, _chunk_stats(logits), None, None, None, None)
 
 
-def _thresholds(logits: Tensor, scratch: _Scratch, rows: SamplingRows) -> Tensor:
-    threshold = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
-    _threshold_kernel[(logits.shape[0],)](
-        logits, scratch.maxima, threshold, rows.temperature, rows.top_k, rows.top_p, rows.min_p,
-        logits.stride(0), logits.shape[1], scratch.num_chunks, BLOCK_CHUNKS=scratch.block_chunks,
-        TILE=SEARCH_TILE, PDL=scratch.pdl, num_warps=16, launch_pdl=scratch.pdl,
+def sampling_rows(slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
+    """`SamplingOps.sampling_rows`."""
+    num_rows, pdl = len(slots), supports_pdl(slots)
+    tiles = cdiv(num_rows, ROWS_TILE)
+    out = torch.empty(5, tiles * ROWS_TILE, device=slots.device)  # every row aligned alike
+    _rows_kernel[(tiles,)](
+        slots, index, state.temperature, state.top_k, state.top_p, state.min_p, state.seeds, out,
+        state.temperature.stride(0), out.stride(0), num_rows, TILE=ROWS_TILE, PDL=pdl,
+        launch_pdl=pdl,
     )  # fmt: skip
-    return threshold
+    return SamplingRows(*out[:, :num_rows])
 
 
-def sample(logits: Tensor, rows: SamplingRows, truncate: bool) -> Tensor:
-    """One token per row of logits [n, V] -> [n] int64.
-
-    Temperature, then min-p, top-k and top-p in that order, each on what the one before left;
-    tokens that tie with the last one kept are kept. Without `truncate` those three are off for
-    every row and their search is not launched.
-    """
-    if not truncate:
+def sample(logits: Tensor, rows: SamplingRows, filters: Filters, counters: Tensor) -> Tensor:
+    """`SamplingOps.sample`; `counters` are int32 zeros, at least one a row, and are left so."""
+    if not filters:
         return sample_by_temperature(logits, rows.temperature, rows.uniform)
     if logits.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
     scratch = _chunk_stats(logits)
-    threshold = _thresholds(logits, scratch, rows)
+    maxima = RowMaxima(scratch.maxima, scratch.num_chunks, scratch.block_chunks)
+    threshold = thresholds(logits, maxima, rows, filters, counters)
     return _draw(logits, scratch, rows.temperature, rows.uniform, threshold)
 
 

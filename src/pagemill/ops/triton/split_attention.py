@@ -235,7 +235,7 @@ def _rope_inputs(
     return q, highest, total, acc
 
 
-@triton.jit(do_not_specialize=["window", "min_chunk"])
+@triton.jit(do_not_specialize=["table_stride", "window", "min_chunk"])
 def _split_attention_kernel(
     q_ptr,  # q, or qkv when ROPE
     k_cache_ptr,
@@ -283,6 +283,7 @@ def _split_attention_kernel(
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     ROWS: tl.constexpr = GROUP * QUERY_LEN
     kv_head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    block_stride = block_stride.to(tl.int64)
     if EARLY:
         let_next_start(PDL)
     else:
@@ -299,8 +300,7 @@ def _split_attention_kernel(
     if split >= active:
         return
     rows, cols = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    positions = start + rows // GROUP
-    live = rows < query_len * GROUP
+    positions, live = start + rows // GROUP, rows < query_len * GROUP
     q_mask = live[:, None] & (cols < HEAD_DIM)[None, :]
     tokens = (query_start + rows // GROUP).to(tl.int64)
     q_rows = q_ptr + (tokens * q_stride + (kv_head * GROUP + rows % GROUP) * HEAD_DIM)[:, None]

@@ -143,12 +143,15 @@ class Worker {
   // Where the cached rows of a tile lie.
   void find_rows(const Item& item, int64_t key, int count) {
     const int32_t* table = step_.block_table + item.row * step_.table_stride;
-    for (int j = 0; j < count; j++) {
-      int64_t block = table[(key + j) / cache_.block_size], offset = (key + j) % cache_.block_size;
-      int64_t first =
-          ((block * shape_.kv_heads + item.kv_head) * cache_.block_size + offset) * dim_;
-      keys_[j] = static_cast<const C*>(cache_.k) + first;
-      values_[j] = static_cast<const C*>(cache_.v) + first;
+    int64_t block = key / cache_.block_size, offset = key % cache_.block_size;
+    for (int j = 0; j < count;) {
+      int64_t page = int64_t(table[block++]) * shape_.kv_heads + item.kv_head;
+      int64_t first = page * cache_.block_size * dim_;
+      for (; offset < cache_.block_size && j < count; offset++, j++) {
+        keys_[j] = static_cast<const C*>(cache_.k) + first + offset * dim_;
+        values_[j] = static_cast<const C*>(cache_.v) + first + offset * dim_;
+      }
+      offset = 0;
     }
   }
 

@@ -28,7 +28,8 @@ struct Span {
 inline Span visible(int64_t position, int64_t key, int count, int64_t window) {
   int64_t end = std::min<int64_t>(count, position + 1 - key);
   int64_t begin = window ? std::max<int64_t>(0, position - window + 1 - key) : 0;
-  return {int(std::min<int64_t>(begin, kKeys)), int(std::max<int64_t>(end, 0))};
+  int last = int(std::max<int64_t>(end, 0));
+  return {int(std::min<int64_t>(begin, last)), last};
 }
 
 inline VecF cap_scores(VecF x, float cap) { return cap * tanh(x / cap); }
@@ -126,23 +127,40 @@ struct WideTile {
   }
 };
 
-// scores[r][j] = q[r] . keys[j] for kRows queries.
-template <int kRows, typename T>
-void dot_keys(const float* q, const T* const* keys, int count, int dim, float* scores) {
+// scores[r][j] = q[r] . keys[j] for kRows queries and kAtOnce keys, whose sums hide each other's
+// latency.
+template <int kRows, int kAtOnce, typename T>
+inline void dot_some_keys(const float* q, const T* const* keys, int dim, float* scores) {
   const int whole = dim / kLanes * kLanes;
-  for (int j = 0; j < count; j++) {
-    VecF acc[kRows];
-    for (int r = 0; r < kRows; r++) acc[r] = VecF{};
-    for (int i = 0; i < whole; i += kLanes) {
-      VecF key = load(keys[j] + i);
-      for (int r = 0; r < kRows; r++) acc[r] += load(q + r * dim + i) * key;
-    }
+  VecF acc[kRows][kAtOnce];
+  for (int r = 0; r < kRows; r++)
+    for (int j = 0; j < kAtOnce; j++) acc[r][j] = VecF{};
+  for (int i = 0; i < whole; i += kLanes) {
+    VecF key[kAtOnce];
+    for (int j = 0; j < kAtOnce; j++) key[j] = load(keys[j] + i);
     for (int r = 0; r < kRows; r++) {
-      float dot = sum(acc[r]);
-      for (int i = whole; i < dim; i++) dot += q[r * dim + i] * to_float(keys[j][i]);
-      scores[r * kKeys + j] = dot;
+      VecF query = load(q + r * dim + i);
+      for (int j = 0; j < kAtOnce; j++) acc[r][j] += query * key[j];
     }
   }
+  for (int r = 0; r < kRows; r++) {
+    float* out = scores + r * kKeys;
+    if constexpr (kAtOnce == 4)
+      sum_four(acc[r], out);
+    else
+      for (int j = 0; j < kAtOnce; j++) out[j] = sum(acc[r][j]);
+    for (int i = whole; i < dim; i++)
+      for (int j = 0; j < kAtOnce; j++) out[j] += q[r * dim + i] * to_float(keys[j][i]);
+  }
+}
+
+template <int kRows, typename T>
+void dot_keys(const float* q, const T* const* keys, int count, int dim, float* scores) {
+  constexpr int kAtOnce = kRows < 4 ? 4 : 2;
+  int j = 0;
+  for (; j + kAtOnce <= count; j += kAtOnce)
+    dot_some_keys<kRows, kAtOnce>(q, keys + j, dim, scores + j);
+  for (; j < count; j++) dot_some_keys<kRows, 1>(q, keys + j, dim, scores + j);
 }
 
 // out[r] += sum of weights[r][j] * rows[j], for kRows queries, kVecs vectors of dimensions.
@@ -163,9 +181,10 @@ inline void add_weighted(const float* weights, const T* const* rows, int count, 
 
 template <int kRows, typename T>
 void add_values(const float* weights, const T* const* rows, int count, int dim, float* out) {
+  constexpr int kVecs = kRows < 4 ? 4 : 2;
   int i = 0;
-  for (; i + 2 * kLanes <= dim; i += 2 * kLanes)
-    add_weighted<kRows, 2>(weights, rows, count, i, dim, out);
+  for (; i + kVecs * kLanes <= dim; i += kVecs * kLanes)
+    add_weighted<kRows, kVecs>(weights, rows, count, i, dim, out);
   for (; i + kLanes <= dim; i += kLanes)
     add_weighted<kRows, 1>(weights, rows, count, i, dim, out);
   for (; i < dim; i++)
@@ -207,8 +226,8 @@ struct NarrowTile {
   // Of one query; keys outside of the span get no weight.
   void softmax(int r, Span span, float cap, int dim) {
     float* row = scores + r * kKeys;
-    for (int j = 0; j < kKeys; j++)
-      if (j < span.begin || j >= span.end) row[j] = kMasked;
+    std::fill(row, row + span.begin, kMasked);
+    std::fill(row + span.end, row + kKeys, kMasked);
     VecF tops = broadcast(top[r]);
     for (int j = 0; j < kKeys; j += kLanes) {
       VecF x = load(row + j);

@@ -144,6 +144,17 @@ inline float sum(VecF v) {
   return v[0];
 }
 
+// The sums of four vectors -> out[4].
+inline void sum_four(const VecF* v, float* out) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __m256 pairs = _mm256_hadd_ps(__m256(v[0]), __m256(v[1]));
+  __m256 fours = _mm256_hadd_ps(pairs, _mm256_hadd_ps(__m256(v[2]), __m256(v[3])));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
+#else
+  for (int j = 0; j < 4; j++) out[j] = sum(v[j]);
+#endif
+}
+
 inline float max(VecF v) {
   float top = v[0];
   for (int i = 1; i < kLanes; i++) top = v[i] > top ? v[i] : top;
