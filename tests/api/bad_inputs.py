@@ -116,6 +116,11 @@ SHARED: list[tuple[str, Any, str | None]] = [
         {"regex": "a", "whitespace_pattern": " "},
         "structured_outputs.whitespace_pattern",
     ),
+    (
+        "structured_outputs",
+        {"choice": ["a"], "disable_additional_properties": True},
+        "structured_outputs.disable_additional_properties",
+    ),
     ("guided_whitespace_pattern", " ?", "guided_whitespace_pattern"),
     ("truncation_side", "middle", "truncation_side"),
     ("stream_interval", 0, "stream_interval"),

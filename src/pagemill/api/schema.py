@@ -235,6 +235,7 @@ NO_EFFECT = frozenset(
         "prompt_cache_options",
         "session_id",
         "guided_decoding_backend",
+        "spaces_between_special_tokens",
         "verbosity",
         "prediction",
         "cache_control",

@@ -223,6 +223,22 @@ def test_what_cannot_be_followed_is_the_requests_fault(manager: GrammarManager) 
     assert caught.value.param == "structured_outputs"
 
 
+def test_properties_that_no_schema_names_can_be_turned_off(manager: GrammarManager) -> None:
+    inner = {"type": "object", "properties": {"properties": {"type": "null"}}}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/inner"}, "open": {**inner, **{"required": []}}},
+        "$defs": {"inner": inner},
+    }
+    schema["properties"]["open"]["additionalProperties"] = True
+    for closed in (False, True):
+        spec = StructuredOutputs(json=schema, disable_additional_properties=closed)
+        assert can_write(manager, spec, '{"a": {"properties": null}, "open": {"x": 1}}')
+        assert can_write(manager, spec, '{"b": 1}') is not closed
+        assert can_write(manager, spec, '{"a": {"b": 1}}') is not closed
+        assert can_write(manager, spec, '{"a": {"additionalProperties": 1}}') is not closed
+
+
 def test_exactly_one_constraint() -> None:
     with pytest.raises(InvalidParams, match="exactly one"):
         StructuredOutputs(regex="a", choice=["b"])
