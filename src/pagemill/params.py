@@ -64,11 +64,20 @@ class StructuredOutputs(msgspec.Struct, omit_defaults=True, forbid_unknown_field
                 )
 
 
+class ThinkingTokens(msgspec.Struct):
+    """The tokens between which a model reasons. `in_prompt`: the prompt has the first already."""
+
+    open_id: int
+    close_id: int
+    in_prompt: bool
+
+
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How to sample one prompt. `temperature` 0 is greedy; `max_tokens` None is "to the limit".
 
     The last group is filled in by the frontend, never by a caller: `eos_token_ids` is what ends
-    a generation unless `ignore_eos`, `bad_words_token_ids` are the tokenised `bad_words`.
+    a generation unless `ignore_eos`, `bad_words_token_ids` are the tokenised `bad_words`,
+    `thinking` the tokenised `thinking_tags`.
     """
 
     n: int = 1
@@ -97,9 +106,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     structured_outputs: StructuredOutputs | None = None
     timeout: float | None = None  # seconds from arrival
     stream_interval: int = 1  # tokens to a piece of a stream
+    thinking_token_budget: int | None = None  # of reasoning; needs `thinking_tags`
+    thinking_tags: tuple[str, str] | None = None  # what opens and closes it; set by the chat API
 
     eos_token_ids: list[int] = []
     bad_words_token_ids: list[list[int]] = []
+    thinking: ThinkingTokens | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -164,6 +176,8 @@ def _check_counts(p: SamplingParams) -> None:
         whole("max_tokens", 0, 2**31 - 1)
     whole("min_tokens", 0, 2**31 - 1)
     whole("stream_interval", 1, 2**31 - 1)
+    if p.thinking_token_budget is not None:
+        whole("thinking_token_budget", 0, 2**31 - 1)
     if p.max_tokens is not None:
         within = p.min_tokens <= p.max_tokens
         _require(within, "min_tokens", f"must be at most max_tokens, {p.max_tokens}")

@@ -244,6 +244,9 @@ CHAT: list[tuple[Any, str | None]] = [
     ({"messages": USER, "tools": TOOLS * 129}, "tools"),
     ({"messages": USER, "tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"messages": USER, "include_reasoning": "no"}, "include_reasoning"),
+    ({"messages": USER, "thinking_token_budget": -2}, "thinking_token_budget"),
+    ({"messages": USER, "thinking_token_budget": HUGE}, "thinking_token_budget"),
+    ({"messages": USER, "thinking_token_budget": "5"}, "thinking_token_budget"),
     (
         {"messages": USER, "continue_final_message": True, "add_generation_prompt": True},
         "continue_final_message",
