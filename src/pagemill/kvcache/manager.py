@@ -58,7 +58,8 @@ class KVCacheManager:
         self.has_window = any(group.window for group in layout.groups)
         self._prefix_caching = prefix_caching
         self._hasher = keyed_hasher(key)
-        self._num_tables = layout.num_tables
+        self._block_size, self._num_tables = layout.block_size, layout.num_tables
+        self._widths = [group.num_tables for group in layout.groups]
         self._pool = BlockPool(layout.num_blocks)
         # The groups of a text may be cached apart: each has names of its own.
         self._suffixes = [bytes((index,)) if index else b"" for index in range(len(layout.groups))]
@@ -179,19 +180,18 @@ class KVCacheManager:
         Their keys and values must have been computed by work that is enqueued before any work
         that could read them.
         """
-        num_full = num_tokens // self.layout.block_size
-        if not self._prefix_caching or not blocks.hashes or num_full <= blocks.num_committed:
+        block_size, hashes = self._block_size, blocks.hashes
+        done, num_full = blocks.num_committed, num_tokens // block_size
+        if num_full <= done or not hashes or not self._prefix_caching:
             return
-        if num_full > len(blocks.hashes):
-            extend(blocks.hashes, token_ids, self.layout.block_size, self._hasher)
-        for group, suffix, own in zip(
-            self.layout.groups, self._suffixes, blocks.groups, strict=True
-        ):
-            num_tables, hashes = group.num_tables, blocks.hashes
-            for column in range(max(blocks.num_committed, own.num_dropped), num_full):
-                ids = own.block_ids[column * num_tables : (column + 1) * num_tables]
-                self._pool.register(ids, hashes[column] + suffix)
+        if num_full > len(hashes):
+            extend(hashes, token_ids, block_size, self._hasher)
         blocks.num_committed = num_full
+        for own, width, suffix in zip(blocks.groups, self._widths, self._suffixes, strict=True):
+            first = own.num_dropped if own.num_dropped > done else done
+            for column in range(first, num_full):
+                ids = own.block_ids[column * width : (column + 1) * width]
+                self._pool.register(ids, hashes[column] + suffix)
 
     def drop_passed(self, blocks: RequestBlocks, position: int) -> None:
         """Give back the blocks that no query at `position` or later reads."""

@@ -129,11 +129,11 @@ class Retirement:
 
     def _keep_generated(self, requests: list[Request], rows: list[int]) -> None:
         """Commit the blocks that generation has completed; give back what the window passed."""
-        has_window = self._cache.has_window
+        keep, has_window, running = self._keep, self._cache.has_window, Status.RUNNING
         for row in rows:
             request = requests[row]
-            if request.status is Status.RUNNING:
-                self._keep(request)
+            if request.status is running:
+                keep(request)
                 if has_window:
                     self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
 
