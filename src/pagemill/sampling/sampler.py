@@ -69,7 +69,7 @@ class Sampler:
             LogitBias(num_slots, device),
             MinTokens(num_slots, device, state),
             Penalties(num_slots, vocab_size, device, state),
-            ThinkingBudget(num_slots, device),  # last: what it forces wins
+            ThinkingBudget(num_slots, device),  # last: nothing adds to what it suppresses
         )
         self._uses = np.zeros((len(self.processors), num_slots), np.bool_)
         self._is_random = np.zeros(num_slots, np.bool_)
