@@ -63,6 +63,18 @@ class VectorCall(Generic[B]):
             texts, keep=self.keep, add_special_tokens=special, param=param
         )
 
+    def check_size(self, num_vectors: int, dimensions: int | None) -> None:
+        """Raises InvalidParams when an answer of so many vectors is too large."""
+        count, limit = (
+            num_vectors * (dimensions or self.pooling.width),
+            self.context.limits.max_numbers,
+        )
+        if count > limit:
+            raise InvalidParams(
+                f"the answer would have {count} numbers, and may have {limit}; send fewer inputs",
+                param="input",
+            )
+
     async def run(self, prompts: Sequence[Prompt], params: PoolingParams) -> list[PooledOutput]:
         """The vectors of all prompts. A client that leaves cancels them."""
         self.scope.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
