@@ -65,10 +65,8 @@ class VectorCall(Generic[B]):
 
     def check_size(self, num_vectors: int, dimensions: int | None) -> None:
         """Raises InvalidParams when an answer of so many vectors is too large."""
-        count, limit = (
-            num_vectors * (dimensions or self.pooling.width),
-            self.context.limits.max_numbers,
-        )
+        count = num_vectors * (dimensions or self.pooling.width)
+        limit = self.context.limits.max_numbers
         if count > limit:
             raise InvalidParams(
                 f"the answer would have {count} numbers, and may have {limit}; send fewer inputs",
@@ -104,6 +102,7 @@ class VectorCall(Generic[B]):
         except PageMillError as error:
             if type(error) is not PageMillError:
                 raise
+            self.context.check_awake()  # it was going to sleep: another time, perhaps
             logger.error("request %s failed: %s", self.scope.request_id, error)
             raise GenerationError("The engine could not finish this request") from None
 
