@@ -85,7 +85,7 @@ class VectorCall(Generic[B]):
             context.admission.track(self.response_id, 1) as (name, ids),
             context.metrics.pooling(lengths, context.clock.monotonic) as seen,
         ):
-            self.response_id = name
+            self.response_id = self.scope.response_id = name
             outputs = await self._ask(prompts, params, ids[0])
             seen.finish(outputs)
         self.scope.cached_tokens = sum(output.num_cached_tokens for output in outputs)
@@ -125,6 +125,7 @@ async def take_in(
     model = context.check_model(body.model)
     pooling = context.require_pooling()
     scope = RequestScope.of(request)
+    scope.model = model
     scope.adopt_id(body.request_id)
     if body.priority and not context.settings.priority_scheduling:
         raise InvalidParams("priority needs a server with priority scheduling", param="priority")
