@@ -201,12 +201,16 @@ def test_busy_stream_has_no_comments() -> None:
     assert b"keep-alive" not in asyncio.run(collect(stream_of(events(), keep_alive=0.08)))
 
 
-def test_client_that_reads_nothing_is_dropped() -> None:
+@pytest.mark.parametrize("silent", [False, True])
+def test_client_that_reads_nothing_is_dropped(silent: bool) -> None:
+    """Whether events wait to be written, or a comment does."""
     closed = []
 
     async def events() -> AsyncGenerator[bytes, None]:
         try:
             while True:
+                if silent:
+                    await asyncio.sleep(FOREVER)
                 yield b"data: 1\n\n"
         finally:
             closed.append(True)
