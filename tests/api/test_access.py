@@ -11,12 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from api.fakes import FakeClient, http_client, make_context, overloaded
+from api.fakes import FakeClient, http_client, make_context, overloaded, pooling_client
 from pagemill.api.app import ENDPOINTS
 from pagemill.api.context import ApiSettings, Limits, allowed_hosts_for
 from pagemill.api.middleware import host_name
+from pagemill.config.pooling import PoolingConfig
 
 KEYS = ApiSettings(keys=("sk-one", "sk-two"), admin_keys=("root",))
+EMBEDDER = PoolingConfig(task="embed", method="mean", width=4)
 COMPLETION = {"prompt": "secret prompt", "max_tokens": 2}
 
 
@@ -227,6 +229,23 @@ def test_tokens_of_prompt_and_output_are_counted(stream: bool) -> None:
     assert second.headers["x-ratelimit-remaining-tokens"] == "5"
     assert third.headers["x-ratelimit-remaining-tokens"] == "0"
     assert int(third.headers["retry-after"]) in (32, 33)  # 11 tokens at 20 a minute
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+def test_a_refused_request_costs_no_tokens(path: str) -> None:
+    """Else a client that comes back as it is told would use up its minute for nothing."""
+
+    async def run() -> list[httpx.Response]:
+        client = pooling_client(EMBEDDER) if path.endswith("embeddings") else FakeClient()
+        client.raises = overloaded()
+        settings = ApiSettings(limits=Limits(tokens_per_minute=20))
+        body = {"input": "Once upon a time"} if client.info.pooling else COMPLETION
+        async with http_client(make_context(client, settings)) as http:
+            refused = [await http.post(path, json=body) for _ in range(3)]
+            client.raises = None
+            return [*refused, await http.post(path, json=body)]
+
+    assert [response.status_code for response in asyncio.run(run())] == [503, 503, 503, 200]
 
 
 def test_background_responses_are_counted_too() -> None:

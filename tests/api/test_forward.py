@@ -111,7 +111,9 @@ def test_requests_and_answers_pass_unchanged() -> None:
                     yield b"abc"
                     await asyncio.sleep(0)
 
-            assert (await http.post("/x", content=pieces())).json()["length"] == 15
+            for method in ("POST", "GET", "DELETE"):
+                response = await http.request(method, "/x", content=pieces())
+                assert (response.status_code, response.json()["length"]) == (207, 15)
 
     asyncio.run(scenario())
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 
-from api.fakes import REPLY, FakeClient, http_client, make_context, sse_events
+from api.fakes import REPLY, FakeClient, http_client, make_context, pooling_client, sse_events
 from pagemill.api.context import ApiSettings, ServerContext
+from pagemill.config.pooling import PoolingConfig
 from pagemill.engine.messages import EngineStatus
+from pagemill.errors import PageMillError
 
 ADMIN = {"authorization": "Bearer root"}
 COMPLETION = {"prompt": "x"}
@@ -86,6 +88,22 @@ def test_what_runs_too_long_is_told_to_come_back(how: str) -> None:
             assert ("sleeps" in error, done) == (True, "[DONE]")
 
     asyncio.run(run())
+
+
+def test_vectors_that_take_too_long_are_told_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> httpx.Response:
+        client = pooling_client(PoolingConfig(task="embed", method="mean", width=4))
+
+        async def pool(*args: Any, **options: Any) -> NoReturn:
+            client.stats.sleep_level = 1
+            raise PageMillError("the request was aborted")
+
+        monkeypatch.setattr(client, "pool", pool)
+        async with admin_client(client) as http:
+            return await http.post("/v1/embeddings", json={"input": "x"})
+
+    response = asyncio.run(run())
+    assert (response.status_code, "retry-after" in response.headers) == (503, True)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,16 @@ def test_reasoning_that_the_prompt_has_opened() -> None:
     assert "reasoning" not in message
 
 
+def test_a_budget_of_reasoning_reaches_the_engine_with_the_models_tags() -> None:
+    client = FakeClient("hm</think>Yes")
+    asyncio.run(post(client, "<think>", thinking_token_budget=5))
+    asyncio.run(post(client, "<think>", thinking_token_budget=-1))
+    asyncio.run(post(client, "no reasoning", thinking_token_budget=5))  # refused by the validator
+    params = [params for _, params, _ in client.calls]
+    assert [p.thinking_token_budget for p in params] == [5, None, 5]
+    assert [p.thinking_tags for p in params] == [("<think>", "</think>"), None, None]
+
+
 def test_control_tokens_are_shown_to_the_parser_only_where_it_needs_them() -> None:
     for template, shown in ((HERMES, False), ("[TOOL_CALLS]", True)):
         client = FakeClient("x")

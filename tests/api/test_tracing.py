@@ -18,9 +18,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from api.fakes import MODEL, FakeClient, http_client, make_context, overloaded
+from api.fakes import MODEL, FakeClient, http_client, make_context, overloaded, pooling_client
 from pagemill.api import tracing
 from pagemill.api.tracing import OtelTracer, otlp_tracer, traces_url
+from pagemill.config.pooling import PoolingConfig
 from pagemill.errors import ConfigError
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -41,6 +42,16 @@ def spans(client: FakeClient, *requests: tuple[str, dict[str, Any]]) -> list[Rea
 
     asyncio.run(run())
     return list(exporter.get_finished_spans())
+
+
+def test_a_request_for_vectors() -> None:
+    client = pooling_client(PoolingConfig(task="embed", method="mean", width=4))
+    (span,) = spans(client, ("/v1/embeddings", {"input": "hi"}))
+    assert span.name == f"embeddings {MODEL}"
+    attributes = dict(span.attributes or {})
+    assert attributes["gen_ai.request.model"] == MODEL
+    assert str(attributes["gen_ai.response.id"]).startswith("embd-")
+    assert attributes["gen_ai.usage.input_tokens"] == 2
 
 
 def test_a_chat_request() -> None:

@@ -23,6 +23,7 @@ from api.fakes import (
     pooling_client,
 )
 from api.live import serve, wait_until
+from pagemill.api.context import ApiSettings, Limits
 from pagemill.config.pooling import PoolingConfig
 from pagemill.errors import PageMillError
 
@@ -32,9 +33,15 @@ CROSS_ENCODER = PoolingConfig(task="classify", method="cls", width=1, labels=("L
 CLASSIFIER = PoolingConfig(task="classify", method="cls", width=3, labels=("ant", "bee", "cat"))
 
 
-def post(client: FakeClient, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+def post(
+    client: FakeClient,
+    path: str,
+    body: dict[str, Any],
+    settings: ApiSettings | None = None,
+    **headers: str,
+) -> httpx.Response:
     async def run() -> httpx.Response:
-        context = make_context(client)
+        context = make_context(client, settings)
         async with http_client(context) as http:
             response = await http.post(path, json=body, headers=headers)
         assert context.admission.num_open == 0 and not client.open_ids
@@ -128,6 +135,17 @@ def test_pooling_gives_vectors_of_tokens_or_of_texts() -> None:
     assert found["data"][0]["data"] == [1, 1, 0, 0]
     error = refusal(pooling_client(EMBEDDER), "/pooling", input="a", task="classify")
     assert error["param"] == "task"
+
+
+def test_vectors_of_all_tokens_are_bounded_together() -> None:
+    settings = ApiSettings(limits=Limits(max_numbers=4 * 9))
+    for lengths, status in (([4, 5], 200), ([4, 6], 400)):
+        body = {"input": ["a" * length for length in lengths], "task": "token_embed"}
+        client = pooling_client(EMBEDDER)
+        response = post(client, "/pooling", body, settings)
+        assert response.status_code == status
+        assert len(client.pooled) == (2 if status == 200 else 0)
+    assert response.json()["error"]["param"] == "input"
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/score"])

@@ -47,6 +47,7 @@ class Limits:
     body_timeout: float = 60.0
     max_prompts: int = 1024
     max_inputs: int = 2048  # texts of one request for vectors
+    max_numbers: int = 2**23  # of an answer with a vector for each token
     max_choices: int = 1024  # prompts x n
     max_logprobs: int = 20
     max_messages: int = 4096

@@ -45,6 +45,7 @@ _READ_BYTES = 65536
 _HOP_HEADERS = frozenset(
     (b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"expect", b"te", b"trailer")
 )
+_LENGTH = b"content-length"
 _BODY_END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
@@ -122,15 +123,14 @@ async def _send_request(writer: asyncio.StreamWriter, scope: Scope, receive: Rec
     if scope["query_string"]:
         target += b"?" + scope["query_string"]
     lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target)]
-    has_length = False
+    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
     for name, value in scope["headers"]:
-        if name in _HOP_HEADERS or name == CLIENT_HEADER:
+        # A length beside chunks would let a body pass for another request.
+        if name in _HOP_HEADERS or name == CLIENT_HEADER or (chunked and name == _LENGTH):
             continue
-        has_length = has_length or name == b"content-length"
         lines.append(name + b": " + value)
     client = scope.get("client") or ("-", 0)
     lines.append(CLIENT_HEADER + f": {client[0]} {client[1]}".encode())
-    chunked = not has_length and scope["method"] not in ("GET", "HEAD", "OPTIONS", "DELETE")
     if chunked:
         lines.append(b"transfer-encoding: chunked")
     lines.append(b"connection: close")

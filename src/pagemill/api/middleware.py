@@ -30,6 +30,7 @@ Access = Literal["public", "key", "admin"]
 
 _HASHED_KEY = re.compile("sha256:([0-9a-fA-F]{64})")
 _REJECTIONS = {429: "rate_limit", 503: "overloaded"}
+_FIRST_ERROR = 400
 _ID_LENGTH = 8
 REQUEST_ID_HEADER = b"x-request-id"
 OWNER_KEY = "pagemill.owner"  # in the scope of calls from inside: whose they are
@@ -279,17 +280,20 @@ class Guard:
             self._rates.take(details.key_id)
             details.spend = partial(self._rates.spend, details.key_id)
             try:
-                await self._app(scope, receive, self._with_rates(details.key_id, send))
+                await self._app(scope, receive, self._with_rates(details, send))
             finally:
                 details.settle()
 
-    def _with_rates(self, key_id: str, send: Send) -> Send:
-        """`send` with the headers that say what the key has left."""
+    def _with_rates(self, details: RequestScope, send: Send) -> Send:
+        """`send` with the headers that say what the key has left. An error costs no tokens."""
+        key_id = details.key_id
         if not self._rates.headers(key_id):
             return send
 
         async def send_with_rates(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] >= _FIRST_ERROR:
+                    details.spend = None
                 left = self._rates.headers(key_id).items()
                 own = [(name.encode(), value.encode()) for name, value in left]
                 message["headers"] = [*message.get("headers", ()), *own]

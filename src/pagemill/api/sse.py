@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NoReturn
 
 import msgspec
 from starlette.responses import Response
@@ -61,9 +62,8 @@ class EventStream(Response):
     Nothing is sent before the first events are there, so an error before them still becomes a
     response with a status of its own; an error after them becomes an event. While `events` is
     silent something is sent every `keep_alive` seconds, so that proxies keep the connection, unless
-    that is 0. A
-    client that takes nothing for `write_timeout` seconds, or leaves, closes `events`. Between two
-    of them `direct`, which is told when the stream has begun, may write as well.
+    that is 0. A client that takes nothing for `write_timeout` seconds, or leaves, closes `events`.
+    Between two of them `direct`, which is told when the stream has begun, may write as well.
     """
 
     def __init__(
@@ -150,9 +150,16 @@ class EventStream(Response):
             self._last_write = now
         if self._writing_since is not None:
             if now - self._writing_since >= self._write_timeout:
-                logger.info("a client that reads nothing is dropped")
-                if self._body is not None:
-                    self._body.abort()  # closing would wait for it to read
-                raise ClientDisconnected
+                self._drop()
         elif self._keep_alive and now - self._last_write >= self._keep_alive * 0.9:
-            await self._write(send, self._protocol.keep_alive)
+            try:
+                async with asyncio.timeout(self._write_timeout):  # no tick comes meanwhile
+                    await self._write(send, self._protocol.keep_alive)
+            except TimeoutError:
+                self._drop()
+
+    def _drop(self) -> NoReturn:
+        logger.info("a client that reads nothing is dropped")
+        if self._body is not None:
+            self._body.abort()  # closing would wait for it to read
+        raise ClientDisconnected

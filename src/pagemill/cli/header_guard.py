@@ -17,11 +17,15 @@ _TOO_LARGE = (
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes connections whose request line and headers are not complete in time, or endless."""
+    """Closes connections whose request line and headers are not complete in time, or endless.
+
+    As endless count trailers, which are dropped, and extensions of chunks, too.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._num_header_bytes = 0
+        self._num_idle_bytes = 0  # neither of a body nor before the end of headers
+        self._has_moved_on = False
         self._header_timer: TimerHandle | None = None
         self._in_headers = False
 
@@ -34,27 +38,36 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        began_before = self._in_headers
+        self._has_moved_on = False
         super().data_received(data)
-        if not self._in_headers:
-            return
-        # The first piece of a later request may hold the end of the body before it.
-        self._num_header_bytes = self._num_header_bytes + len(data) if began_before else 0
-        if self._num_header_bytes > MAX_HEADER_BYTES:
+        # A piece that moves on may hold anything else besides; what follows it is counted.
+        self._num_idle_bytes = 0 if self._has_moved_on else self._num_idle_bytes + len(data)
+        if self._num_idle_bytes > MAX_HEADER_BYTES:
             self._refuse()
+        elif not self._in_headers and self.cycle is not None and self.cycle.response_complete:
+            self._expect_headers()  # the rest of a request that was answered early, or nothing
 
     def on_message_begin(self) -> None:
+        self._has_moved_on = True
         super().on_message_begin()
         if not self._in_headers:
             self._expect_headers()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers:  # else it follows a chunked body, and is nobody's
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        self._has_moved_on = True
         self._end_headers()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._has_moved_on = True
+        super().on_body(body)
+
     def _expect_headers(self) -> None:
         self._in_headers = True
-        self._num_header_bytes = 0
         self._header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
     def _end_headers(self) -> None:
@@ -64,7 +77,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._header_timer = None
 
     def _refuse(self) -> None:
-        self._end_headers()
-        if not self.transport.is_closing():
+        if self._in_headers and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
-            self.transport.close()
+        self._end_headers()
+        self.transport.close()

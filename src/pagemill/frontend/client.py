@@ -205,11 +205,7 @@ class ZmqEngineClient:
         for addition in additions:
             addition.priority = priority
         num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        self._limit.queue(num_tokens)
-        try:
-            updates = await self._run_some_at_once(request_id, additions)
-        finally:
-            self._limit.started(num_tokens)
+        updates = await self._run_some_at_once(request_id, additions, num_tokens)
         return [
             read_output(updates[index], params, len(prompt.token_ids))
             for index, prompt in enumerate(prompts)
@@ -229,14 +225,15 @@ class ZmqEngineClient:
         return additions
 
     async def _run_some_at_once(
-        self, request_id: str, additions: list[AddRequest]
+        self, request_id: str, additions: list[AddRequest], num_tokens: int
     ) -> dict[int, ChoiceUpdate]:
-        """Each request's update by its index."""
+        """Each request's update by its index. Their tokens count as waiting until all are done."""
         names = [addition.request_id for addition in additions]
-        self._reserve(request_id, names, min(len(names), POOLED_AT_ONCE))
+        self._reserve(request_id, names, min(len(names), POOLED_AT_ONCE), num_tokens)
         try:
             return await self._run_in_turn(additions)
         finally:
+            self._limit.started(num_tokens)
             self._close_request(request_id)
 
     async def _run_in_turn(self, additions: list[AddRequest]) -> dict[int, ChoiceUpdate]:
@@ -314,9 +311,12 @@ class ZmqEngineClient:
         return PacedProcessor(processor, params.stream_interval)
 
     def _reserve(
-        self, request_id: str, engine_ids: list[str], num_at_once: int, num_tokens: int = 0
+        self, request_id: str, engine_ids: list[str], num_at_once: int, num_tokens: int
     ) -> None:
-        """Take the ids, if there is room. Raises OverloadedError and InvalidParams."""
+        """Take the ids, if there is room for so many requests and waiting tokens.
+
+        Raises OverloadedError and InvalidParams.
+        """
         if request_id in self._requests:
             raise InvalidParams(f"request id {request_id!r} is already in use", "request_id")
         num_open = len(self._choices) + self._board.choices_elsewhere()

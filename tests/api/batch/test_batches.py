@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from api.batch.server import KEYS, ended, requests, results, run, server, start,
 from api.fakes import FakeClient
 from pagemill.api.batch.journal import Journal, JournalError
 from pagemill.api.batch.storage import BatchLimits
+from pagemill.api.batch.store import BatchStore
 from pagemill.api.context import Clock
 from pagemill.engine.messages import EngineStats
 
@@ -317,5 +319,29 @@ def test_two_processes_share_a_folder_and_one_works(tmp_path: Path) -> None:
                 assert (await ended(api, batch.id)).status == "completed"
                 assert second_client.calls == []
             assert first.worker is not None and not first.worker.done()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("method", ["open_batches", "change", "drop_expired"])
+def test_trouble_with_the_database_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    real, num_failed = getattr(BatchStore, method), 0
+
+    def fail_twice(*args: Any) -> Any:
+        nonlocal num_failed
+        num_failed += 1
+        if num_failed <= 2:
+            raise sqlite3.OperationalError("database or disk is full")
+        return real(*args)
+
+    monkeypatch.setattr(BatchStore, method, fail_twice)
+
+    async def scenario() -> None:
+        async with server(tmp_path) as running:
+            done = await ended(running.openai(), (await start(running.openai(), requests(3))).id)
+            assert (done.status, done.request_counts.completed) == ("completed", 3)
+            assert num_failed > 2 or method == "drop_expired"
 
     run(scenario)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Concatenate, ParamSpec, TypeVar
@@ -108,8 +109,9 @@ class BatchStorage:
         for path in (self.folder / "files").iterdir():
             if path.name in kept or store.has_file(path.name):
                 continue
-            if path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # a client deletes it just now
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     def close(self) -> None:
         """Finish what was begun."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp
@@ -23,6 +24,7 @@ MAX_JOBS = 8  # batches at once; all share the places of one gate
 POLL_SECONDS = 1.0  # other processes may add and cancel batches, too
 REST_SECONDS = 30.0  # before what failed for want of disk or engine is tried again
 SWEEP_SECONDS = 60.0
+_TROUBLE = (OSError, sqlite3.Error)  # of the disk, which may pass
 
 
 @dataclass
@@ -45,17 +47,25 @@ class BatchWorker:
         gate = Gate(self.context.client, self.context.admission)
         try:
             while True:
-                self.storage.news.clear()
-                await self._end_jobs()
-                open_batches = await self.storage.run(BatchStore.open_batches)
-                self._start_jobs(open_batches, gate)
-                await self._sweep(open_batches)
+                try:
+                    await self._look(gate)
+                except _TROUBLE as error:
+                    logger.error("batches wait: %s", error)
+                    await asyncio.sleep(self.rest_seconds)
                 await self._wait()
         finally:
             tasks = [task for _, task in self._jobs.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self, gate: Gate) -> None:
+        """End, start and delete what is due."""
+        self.storage.news.clear()
+        await self._end_jobs()
+        open_batches = await self.storage.run(BatchStore.open_batches)
+        self._start_jobs(open_batches, gate)
+        await self._sweep(open_batches)
 
     def _start_jobs(self, open_batches: list[StoredBatch], gate: Gate) -> None:
         """Start what is new, and tell those that run that they are cancelled."""
@@ -77,7 +87,7 @@ class BatchWorker:
             del self._jobs[job.id]
             self._resting.pop(job.id, None)
             error = task.exception()
-            if isinstance(error, JournalError | EngineDeadError | OSError):
+            if isinstance(error, (JournalError, EngineDeadError, *_TROUBLE)):
                 logger.error("batch %s waits: %s", job.id, error)
                 self._resting[job.id] = self.context.clock.monotonic() + self.rest_seconds
             elif error is not None:

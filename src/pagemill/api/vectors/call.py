@@ -63,6 +63,16 @@ class VectorCall(Generic[B]):
             texts, keep=self.keep, add_special_tokens=special, param=param
         )
 
+    def check_size(self, num_vectors: int, dimensions: int | None) -> None:
+        """Raises InvalidParams when an answer of so many vectors is too large."""
+        count = num_vectors * (dimensions or self.pooling.width)
+        limit = self.context.limits.max_numbers
+        if count > limit:
+            raise InvalidParams(
+                f"the answer would have {count} numbers, and may have {limit}; send fewer inputs",
+                param="input",
+            )
+
     async def run(self, prompts: Sequence[Prompt], params: PoolingParams) -> list[PooledOutput]:
         """The vectors of all prompts. A client that leaves cancels them."""
         self.scope.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
@@ -75,7 +85,7 @@ class VectorCall(Generic[B]):
             context.admission.track(self.response_id, 1) as (name, ids),
             context.metrics.pooling(lengths, context.clock.monotonic) as seen,
         ):
-            self.response_id = name
+            self.response_id = self.scope.response_id = name
             outputs = await self._ask(prompts, params, ids[0])
             seen.finish(outputs)
         self.scope.cached_tokens = sum(output.num_cached_tokens for output in outputs)
@@ -92,6 +102,7 @@ class VectorCall(Generic[B]):
         except PageMillError as error:
             if type(error) is not PageMillError:
                 raise
+            self.context.check_awake()  # it was going to sleep: another time, perhaps
             logger.error("request %s failed: %s", self.scope.request_id, error)
             raise GenerationError("The engine could not finish this request") from None
 
@@ -114,6 +125,7 @@ async def take_in(
     model = context.check_model(body.model)
     pooling = context.require_pooling()
     scope = RequestScope.of(request)
+    scope.model = model
     scope.adopt_id(body.request_id)
     if body.priority and not context.settings.priority_scheduling:
         raise InvalidParams("priority needs a server with priority scheduling", param="priority")

@@ -61,7 +61,10 @@ async def pooling(context: ServerContext, request: Request) -> Response:
     params = PoolingParams(
         task=body.task, dimensions=body.dimensions, use_activation=body.use_activation
     )
-    outputs = await call.run(await read_inputs(call), params)
+    prompts = await read_inputs(call)
+    if params.by_token:
+        call.check_size(sum(len(prompt.token_ids) for prompt in prompts), body.dimensions)
+    outputs = await call.run(prompts, params)
     data = [
         PooledData(index=i, data=encoded_rows(output.values, body.encoding_format))
         for i, output in enumerate(outputs)
