@@ -140,6 +140,7 @@ void bind_values(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   using guard = nb::call_guard<nb::gil_scoped_release>;
+  nb::set_leak_warnings(false);  // objects may live until the process ends; users saw its report
   bind_values(m);
   m.def("isa", [] { return chosen().name; });
   m.def("rms_norm", &rms_norm, guard());
