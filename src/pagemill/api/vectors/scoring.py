@@ -31,14 +31,8 @@ async def score(context: ServerContext, request: Request) -> Response:
     first, second = _texts(call.body.text_1), _texts(call.body.text_2)
     _check_count(max(len(first), len(second)), "text_2", context.limits)
     scores = await _scores(call, pair_up(first, second), "text_2")
-    return call.respond(
-        ScoreList(
-            id=call.response_id,
-            created=call.created,
-            model=call.model,
-            data=[Score(index=i, score=value) for i, value in enumerate(scores)],
-            usage=call.usage(),
-        )
+    return call.respond_list(
+        ScoreList, [Score(index=i, score=value) for i, value in enumerate(scores)]
     )
 
 
