@@ -60,6 +60,7 @@ async def _scores(call: VectorCall[B], pairs: list[tuple[str, str]], param: str)
     if call.pooling.task == "embed":
         return await _cosines(call, pairs, params, param)
     check_scores_pairs(call.pooling)
+    _check_size(pairs, param, call.context.limits)
     outputs = await call.run(await call.encode(pairs, param), params)
     return [float(output.values[0]) for output in outputs]
 
@@ -83,6 +84,16 @@ def _check_count(count: int, param: str, limits: Limits) -> None:
         raise InvalidParams(f"{param} must not be empty", param=param)
     if count > limits.max_inputs:
         raise InvalidParams(f"{param} may hold at most {limits.max_inputs} texts", param=param)
+
+
+def _check_size(pairs: list[tuple[str, str]], param: str, limits: Limits) -> None:
+    """A text that is in many pairs is read in each: a small body could be endless work."""
+    size = sum(len(first) + len(second) for first, second in pairs)
+    if size > limits.max_body_bytes:
+        raise InvalidParams(
+            f"the pairs have {size} characters together, and may have {limits.max_body_bytes}",
+            param=param,
+        )
 
 
 def _top_n(asked: int | None, num_documents: int) -> int:
