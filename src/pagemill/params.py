@@ -24,12 +24,18 @@ MAX_BAD_WORDS = 128
 
 
 _CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+_JSON_OPTIONS = {
+    "disable_any_whitespace": ("json", "json_object"),
+    "whitespace_pattern": ("json", "json_object"),
+    "disable_additional_properties": ("json",),
+}
 
 
 class StructuredOutputs(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """What the output must match: exactly one of the first six fields is set.
 
-    The others say how blanks between the parts of JSON may look.
+    The others are about JSON: how blanks between its parts may look, and whether objects may have
+    properties that the schema does not name (unless it says so itself).
     """
 
     json: dict[str, Any] | str | bool | None = None  # a JSON schema
@@ -40,6 +46,7 @@ class StructuredOutputs(msgspec.Struct, omit_defaults=True, forbid_unknown_field
     structural_tag: dict[str, Any] | str | None = None
     disable_any_whitespace: bool | None = None
     whitespace_pattern: str | None = None  # a regular expression
+    disable_additional_properties: bool | None = None
 
     def __post_init__(self) -> None:
         given = [f for f in _CONSTRAINTS if getattr(self, f) not in (None, False)]
@@ -49,19 +56,28 @@ class StructuredOutputs(msgspec.Struct, omit_defaults=True, forbid_unknown_field
                 f"grammar, structural_tag; got {', '.join(given) or 'none'}",
                 param="structured_outputs",
             )
-        for name in ("disable_any_whitespace", "whitespace_pattern"):
-            if getattr(self, name) and given[0] not in ("json", "json_object"):
+        for name, kinds in _JSON_OPTIONS.items():
+            if getattr(self, name) and given[0] not in kinds:
                 raise InvalidParams(
-                    f"structured_outputs.{name} is about JSON: it does not go with {given[0]}",
+                    f"structured_outputs.{name} goes with {' or '.join(kinds)}, not {given[0]}",
                     param=f"structured_outputs.{name}",
                 )
+
+
+class ThinkingTokens(msgspec.Struct):
+    """The tokens between which a model reasons. `in_prompt`: the prompt has the first already."""
+
+    open_id: int
+    close_id: int
+    in_prompt: bool
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How to sample one prompt. `temperature` 0 is greedy; `max_tokens` None is "to the limit".
 
     The last group is filled in by the frontend, never by a caller: `eos_token_ids` is what ends
-    a generation unless `ignore_eos`, `bad_words_token_ids` are the tokenised `bad_words`.
+    a generation unless `ignore_eos`, `bad_words_token_ids` are the tokenised `bad_words`,
+    `thinking` the tokenised `thinking_tags`.
     """
 
     n: int = 1
@@ -83,16 +99,19 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True  # no effect: there are never any
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
     timeout: float | None = None  # seconds from arrival
     stream_interval: int = 1  # tokens to a piece of a stream
+    thinking_token_budget: int | None = None  # of reasoning; needs `thinking_tags`
+    thinking_tags: tuple[str, str] | None = None  # what opens and closes it; set by the chat API
 
     eos_token_ids: list[int] = []
     bad_words_token_ids: list[list[int]] = []
+    thinking: ThinkingTokens | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -157,6 +176,8 @@ def _check_counts(p: SamplingParams) -> None:
         whole("max_tokens", 0, 2**31 - 1)
     whole("min_tokens", 0, 2**31 - 1)
     whole("stream_interval", 1, 2**31 - 1)
+    if p.thinking_token_budget is not None:
+        whole("thinking_token_budget", 0, 2**31 - 1)
     if p.max_tokens is not None:
         within = p.min_tokens <= p.max_tokens
         _require(within, "min_tokens", f"must be at most max_tokens, {p.max_tokens}")

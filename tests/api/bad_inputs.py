@@ -116,6 +116,11 @@ SHARED: list[tuple[str, Any, str | None]] = [
         {"regex": "a", "whitespace_pattern": " "},
         "structured_outputs.whitespace_pattern",
     ),
+    (
+        "structured_outputs",
+        {"choice": ["a"], "disable_additional_properties": True},
+        "structured_outputs.disable_additional_properties",
+    ),
     ("guided_whitespace_pattern", " ?", "guided_whitespace_pattern"),
     ("truncation_side", "middle", "truncation_side"),
     ("stream_interval", 0, "stream_interval"),
@@ -239,6 +244,9 @@ CHAT: list[tuple[Any, str | None]] = [
     ({"messages": USER, "tools": TOOLS * 129}, "tools"),
     ({"messages": USER, "tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"messages": USER, "include_reasoning": "no"}, "include_reasoning"),
+    ({"messages": USER, "thinking_token_budget": -2}, "thinking_token_budget"),
+    ({"messages": USER, "thinking_token_budget": HUGE}, "thinking_token_budget"),
+    ({"messages": USER, "thinking_token_budget": "5"}, "thinking_token_budget"),
     (
         {"messages": USER, "continue_final_message": True, "add_generation_prompt": True},
         "continue_final_message",

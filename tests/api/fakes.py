@@ -109,6 +109,7 @@ class FakeClient:
     first_delay: float = 0.0
     raises: Exception | None = None
     fail_after: int | None = None
+    fail_param: str | None = None  # the request's field that is at fault
     status: EngineStatus = field(default_factory=lambda: EngineStatus("ready"))
     info: EngineInfo = field(
         default_factory=lambda: EngineInfo(MAX_MODEL_LEN, 64, 16, 8, 128, device="cpu")
@@ -164,6 +165,7 @@ class FakeClient:
                     update.finish_reason, update.stop_reason = reason, stop
                 if self.fail_after == i:
                     update.finish_reason, update.error = "error", "secret 0xdeadbeef"
+                    update.error_param = self.fail_param
                 if request_id in self.aborted:
                     update.finish_reason = "abort"
                 yield update

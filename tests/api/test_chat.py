@@ -171,6 +171,10 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
             {"structured_outputs": {"json_object": True, "disable_any_whitespace": True}},
             StructuredOutputs(json_object=True, disable_any_whitespace=True),
         ),
+        (
+            {"structured_outputs": {"json": SCHEMA, "disable_additional_properties": True}},
+            StructuredOutputs(json=SCHEMA, disable_additional_properties=True),
+        ),
         ({"guided_choice": ["x", "y"]}, StructuredOutputs(choice=["x", "y"])),
         ({"guided_grammar": 'start: "a"'}, StructuredOutputs(grammar='start: "a"')),
         (

@@ -87,6 +87,46 @@ def test_error_before_the_first_token_has_a_status() -> None:
     assert asyncio.run(run()) == 500
 
 
+FAILING_GRAMMAR: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {"prompt": "x"}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ("/v1/responses", {"input": "x"}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), FAILING_GRAMMAR)
+def test_a_grammar_that_fails_in_the_engine_is_the_clients_fault(
+    path: str, body: dict[str, Any]
+) -> None:
+    """Known before the first token: status 400; later, in a stream: an event that tells."""
+
+    async def run(fail_after: int, stream: bool) -> tuple[int, str]:
+        client = FakeClient(fail_after=fail_after, fail_param="structured_outputs")
+        async with http_client(make_context(client)) as http:
+            response = await http.post(path, json={**body, "stream": stream})
+        return response.status_code, response.text
+
+    for fail_after, stream, status in ((0, False, 400), (2, False, 400), (2, True, 200)):
+        found, text = asyncio.run(run(fail_after, stream))
+        assert found == status
+        assert "0xdeadbeef" in text and "Internal" not in text
+
+
+@pytest.mark.parametrize(("path", "body"), FAILING_GRAMMAR[:2])
+def test_a_stream_that_has_not_begun_is_refused_with_a_status(
+    path: str, body: dict[str, Any]
+) -> None:
+    async def run() -> tuple[int, dict[str, Any]]:
+        client = FakeClient(fail_after=0, fail_param="structured_outputs")
+        async with http_client(make_context(client)) as http:
+            response = await http.post(path, json={**body, "stream": True})
+        return response.status_code, response.json()["error"]
+
+    status, error = asyncio.run(run())
+    assert (status, error["code"], error["param"]) == (400, 400, "structured_outputs")
+
+
 def test_one_failing_prompt_ends_its_siblings() -> None:
     async def run() -> None:
         client = FakeClient(delay=0.005)

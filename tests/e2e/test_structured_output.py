@@ -78,6 +78,17 @@ def test_samples_validate_streaming_and_not(server: RunningServer) -> None:
     assert len(code) == 6 and code[2] == "-"
 
 
+def test_a_grammar_that_only_the_engine_can_refuse(server: RunningServer) -> None:
+    """Which control tokens there are is known where the grammar meets the vocabulary."""
+    body = {"prompt": "x", "structured_outputs": {"grammar": 'start: <|unheard|> "x"'}}
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        for stream in (False, True):
+            answer = http.post("/v1/completions", json={**body, "stream": stream})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "structured_outputs"
+            assert "unknown special token" in answer.json()["error"]["message"]
+
+
 def test_hostile_schemas_stall_no_other_stream(server: RunningServer) -> None:
     """Each is served or refused with a reason while somebody else's tokens keep coming."""
 

@@ -118,10 +118,10 @@ def cached_blocks_stay_in_the_free_list(patch: MonkeyPatch) -> None:
 def hashes_forget_what_came_before(patch: MonkeyPatch) -> None:
     original = hashing._chain
 
-    def chain(parent: bytes, data: bytes, block_size: int, key: bytes) -> list[bytes]:
+    def chain(parent: bytes, data: bytes, block_size: int, hasher: Any) -> list[bytes]:
         stride = 4 * block_size
         pieces = [data[i : i + stride] for i in range(0, len(data) - stride + 1, stride)]
-        return [original(b"", piece, block_size, key)[0] for piece in pieces]
+        return [original(b"", piece, block_size, hasher)[0] for piece in pieces]
 
     patch.setattr(hashing, "_chain", chain)
 

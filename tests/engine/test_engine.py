@@ -32,11 +32,11 @@ class BadState:
     @property
     def matcher(self) -> object:
         if not self._compiles:
-            raise GrammarError("the grammar cannot be enforced: no")
+            raise GrammarError("the grammar cannot be enforced: no", "structured_outputs")
         return self
 
     def accept(self, token_ids: Sequence[int]) -> bool:
-        raise GrammarError("the grammar could not be followed: no")
+        raise GrammarError("the grammar could not be followed: no", "structured_outputs")
 
 
 class BadGrammar:
@@ -144,6 +144,7 @@ def test_a_grammar_that_fails_ends_its_request_only(compiles: bool) -> None:
     engine.add_request(_message("good"))
     last = {delta.request_id: delta for delta in _run(engine)}
     assert last["bad"].finish_reason == "error" and "the grammar" in (last["bad"].error or "")
+    assert last["bad"].error_param == "structured_outputs"
     assert last["good"].finish_reason == "length"
 
 

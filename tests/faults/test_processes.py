@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -23,6 +22,25 @@ from e2e.serving import RunningServer, free_port, serve
 
 NUM_STREAMS = 4
 TELL_SECONDS = 2.0
+
+
+def own_processes() -> set[int]:
+    """PageMill's processes that run by this Python, orphans included."""
+    found = psutil.process_iter(["pid", "cmdline"])
+    lines = {process.pid: process.info["cmdline"] or [] for process in found}
+    return {
+        pid
+        for pid, line in lines.items()
+        if sys.executable in line and any("pagemill" in part for part in line)
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Whatever a test kills, nothing of it stays behind."""
+    before = own_processes()
+    yield
+    assert own_processes() <= before
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +199,3 @@ def test_full_disk_stops_a_batch_which_then_goes_on(tmp_path: Path) -> None:
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert found[: len(written)] == list(map(json.loads, written))
     assert sorted(entry["custom_id"] for entry in found) == sorted(names)
-
-
-def test_no_process_is_left() -> None:
-    own = psutil.Process(os.getpid())
-    left = [p for p in own.children(recursive=True) if "pagemill" in " ".join(p.cmdline())]
-    assert not left

@@ -108,7 +108,7 @@ def _counts_calls(body: ChatRequest, generation: Generation) -> Callable[[bool],
 
 
 async def _shaped(params: SamplingParams, form: RequestFormat, body: ChatRequest) -> SamplingParams:
-    """With the grammar that enforces a call, and the tokens that the parser must see."""
+    """With the grammar that enforces a call, the tokens that the parser must see, the budget."""
     changes: dict[str, object] = {}
     if form.choice.mode == "required":
         if params.structured_outputs is not None:
@@ -118,6 +118,10 @@ async def _shaped(params: SamplingParams, form: RequestFormat, body: ChatRequest
             )
         # On a thread: tools with large schemas take long to check.
         changes["structured_outputs"] = await asyncio.to_thread(form.grammar)
+    if body.thinking_token_budget not in (None, -1):
+        reasoning = form.model.reasoning
+        changes["thinking_token_budget"] = body.thinking_token_budget
+        changes["thinking_tags"] = reasoning and (reasoning.open, reasoning.close)
     if form.needs_control_tokens and body.skip_special_tokens is None:
         changes["skip_special_tokens"] = False
     return msgspec.structs.replace(params, **changes) if changes else params

@@ -13,7 +13,7 @@ from pagemill.api.direct import DirectPath
 from pagemill.api.errors import GenerationError
 from pagemill.api.responses import PromptTokensDetails, Usage
 from pagemill.frontend.mailbox import Tap
-from pagemill.frontend.outputs import ChoiceUpdate, Prompt
+from pagemill.frontend.outputs import ChoiceUpdate, Prompt, refusal
 from pagemill.metrics.metrics import RequestObservation
 from pagemill.params import SamplingParams
 
@@ -74,7 +74,10 @@ class Generation:
                     yield updates
 
     async def _observed(self, p: int, request_id: str) -> AsyncGenerator[ChoiceUpdate, None]:
-        """The updates of prompt `p`, counted for usage and metrics. Raises GenerationError."""
+        """The updates of prompt `p`, counted for usage and metrics.
+
+        Raises GenerationError, or RequestError when the engine finds the request at fault.
+        """
         prompt = self.prompts[p]
         metrics = self.context.metrics
         now = self.context.clock.monotonic
@@ -120,6 +123,9 @@ class Generation:
         if update.finish_reason in ("abort", "error"):
             self.context.check_awake()  # it was going to sleep: another time, perhaps
         if update.finish_reason == "error":
+            refused = refusal(update.error, update.error_param)
+            if refused is not None:
+                raise refused
             logger.error("request %s failed: %s", self.scope.request_id, update.error)
             raise GenerationError("The engine could not finish this request")
 

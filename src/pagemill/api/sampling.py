@@ -30,7 +30,6 @@ _PASSED_ON = (
     "min_tokens",
     "prompt_logprobs",
     "skip_special_tokens",
-    "spaces_between_special_tokens",
     "logit_bias",
     "allowed_token_ids",
     "bad_words",

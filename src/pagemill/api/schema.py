@@ -113,7 +113,6 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     early_stopping: Any = None
     logits_processors: Any = None
     logprob_token_ids: Any = None
-    thinking_token_budget: Any = None
     repetition_detection: Any = None
     watermarking: Any = None
     kv_transfer_params: Any = None
@@ -169,6 +168,7 @@ class ChatRequest(GenerationFields, kw_only=True, forbid_unknown_fields=True):
 
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
+    thinking_token_budget: int | None = None
 
     verbosity: Any = None
     prediction: Any = None
@@ -235,6 +235,7 @@ NO_EFFECT = frozenset(
         "prompt_cache_options",
         "session_id",
         "guided_decoding_backend",
+        "spaces_between_special_tokens",
         "verbosity",
         "prediction",
         "cache_control",
@@ -277,7 +278,6 @@ REFUSED: dict[str, Refusal] = {
     "image": Refusal("only text is produced"),
     "moderation": Refusal("this server does not moderate"),
     "logprob_token_ids": _UNKNOWN_TO_US,
-    "thinking_token_budget": Refusal("is not supported by this server", (-1,)),
     "repetition_detection": _UNKNOWN_TO_US,
     "watermarking": Refusal("is not supported by this server", (False,)),
     "kv_transfer_params": _UNKNOWN_TO_US,

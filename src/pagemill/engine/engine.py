@@ -13,7 +13,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest, EngineInfo, EngineStats, RequestDelta
 from pagemill.engine.sleep import SleepControl
 from pagemill.engine.stats import StepCounters, read_stats
-from pagemill.errors import PageMillError
+from pagemill.errors import PageMillError, RequestError
 from pagemill.executor.base import Executor, PendingResult
 from pagemill.scheduler.plan import ScheduledStep
 from pagemill.scheduler.request import Grammar
@@ -60,7 +60,11 @@ class Engine:
         except PageMillError as error:
             self._unsent.append(
                 RequestDelta(
-                    message.request_id, message.client_id, finish_reason="error", error=str(error)
+                    message.request_id,
+                    message.client_id,
+                    finish_reason="error",
+                    error=str(error),
+                    error_param=error.param if isinstance(error, RequestError) else None,
                 )
             )
 

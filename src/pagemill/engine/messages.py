@@ -93,6 +93,7 @@ class RequestDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False
     num_preemptions: int = 0
     error: str | None = None
     pooled: bytes = b""
+    error_param: str | None = None  # the request's field that is at fault; None: it is the engine
 
 
 class EngineStats(msgspec.Struct, array_like=True):

@@ -11,7 +11,7 @@ from pagemill.engine.messages import AddRequest, EngineInfo, LogprobsChunk, Requ
 from pagemill.errors import PageMillError
 from pagemill.frontend.mailbox import merge_update
 from pagemill.frontend.output_processor import OutputProcessor
-from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt, refusal
 from pagemill.frontend.pooling import PoolingCollector, pooling_request, resolve_pooling_params
 from pagemill.frontend.submission import PromptHasher, engine_requests
 from pagemill.frontend.tokenizer import Tokenizer
@@ -133,7 +133,9 @@ class LocalClient:
                 num_finished += 1
                 num_tokens += collector.num_tokens
                 if delta.finish_reason == "error":
-                    raise PageMillError(delta.error or "the engine could not finish a request")
+                    raise refusal(delta.error, delta.error_param) or PageMillError(
+                        delta.error or "the engine could not finish a request"
+                    )
                 if delta.finish_reason is None:
                     self._engine.abort([delta.request_id])
             if num_finished:

@@ -61,5 +61,6 @@ def merge_update(update: ChoiceUpdate, later: ChoiceUpdate) -> None:
     update.stop_reason = later.stop_reason
     update.num_cached_tokens = later.num_cached_tokens
     update.error = later.error
+    update.error_param = later.error_param
     update.scheduled_time = later.scheduled_time
     update.num_preemptions = later.num_preemptions

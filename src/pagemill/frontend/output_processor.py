@@ -118,6 +118,7 @@ class OutputProcessor:
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=self._num_cached_tokens,
             error=delta.error,
+            error_param=delta.error_param,
             scheduled_time=self._scheduled_time,
             num_preemptions=self._num_preemptions,
         )

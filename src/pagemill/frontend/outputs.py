@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagemill.engine.messages import FinishReason
+from pagemill.errors import GrammarError, InvalidParams, RequestError
 
 
 @dataclass(slots=True)
@@ -62,6 +63,15 @@ class ChoiceUpdate:
     scheduled_time: float | None = None  # monotonic seconds of the first step with this choice
     num_preemptions: int = 0
     pooled: bytes = b""  # float32, of a request for vectors: all of them, on its only update
+    error_param: str | None = None  # the request's field at fault; None: the engine has failed
+
+
+def refusal(error: str | None, param: str | None) -> RequestError | None:
+    """What the engine found wrong with a request, None when the request is not at fault."""
+    if param is None:
+        return None
+    kind = GrammarError if param == "structured_outputs" else InvalidParams
+    return kind(error or "the request cannot be served", param)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 from pagemill.config.pooling import PoolingConfig
 from pagemill.engine.messages import AddRequest, EngineInfo, RequestDelta
 from pagemill.errors import ContextTooLong, InvalidParams, PageMillError, WrongModel
-from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt
+from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt, refusal
 from pagemill.params import PoolingParams, SamplingParams
 
 _ONCE = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False)
@@ -45,6 +45,7 @@ class PoolingProcessor:
             return None
         self.finished = True
         update.finish_reason, update.error = delta.finish_reason, delta.error
+        update.error_param = delta.error_param
         update.pooled = b"".join(self._parts)
         return update
 
@@ -104,9 +105,14 @@ def pooling_request(
 
 
 def check_ended_well(update: ChoiceUpdate) -> None:
-    """Raises PageMillError for a request that was aborted or that the engine gave up."""
+    """Raises PageMillError for a request that was aborted or that the engine gave up.
+
+    RequestError when the engine finds the request at fault.
+    """
     if update.finish_reason == "error":
-        raise PageMillError(update.error or "the engine could not finish a request")
+        raise refusal(update.error, update.error_param) or PageMillError(
+            update.error or "the engine could not finish a request"
+        )
     if update.finish_reason == "abort":
         raise PageMillError(update.error or "the request was aborted")
 

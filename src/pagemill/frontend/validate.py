@@ -10,7 +10,7 @@ import msgspec
 from pagemill.errors import ContextTooLong, InvalidParams
 from pagemill.frontend.outputs import Prompt
 from pagemill.frontend.tokenizer import Tokenizer, check_text
-from pagemill.params import SamplingParams
+from pagemill.params import SamplingParams, ThinkingTokens
 
 MAX_BAD_WORD_LENGTH = 256
 
@@ -46,6 +46,7 @@ class RequestValidator:
             max_tokens=_max_tokens(len(prompt.token_ids), params, max_model_len),
             eos_token_ids=self._eos_token_ids,
             bad_words_token_ids=self._bad_words(params.bad_words or []),
+            thinking=self._thinking(prompt, params),
             logprobs=self._number_of_logprobs(params.logprobs),
             prompt_logprobs=self._number_of_logprobs(params.prompt_logprobs),
         )
@@ -84,6 +85,19 @@ class RequestValidator:
         if params.stop_strings and self._tokenizer is None:
             raise InvalidParams("stop strings need a tokenizer, which was not loaded", param="stop")
 
+    def _thinking(self, prompt: Prompt, params: SamplingParams) -> ThinkingTokens | None:
+        """The tokens of the tags, each of which must be one. Raises InvalidParams."""
+        if params.thinking_token_budget is None:
+            return None
+        if params.thinking_tags is None or self._tokenizer is None:
+            raise _no_budget("needs a chat with a model whose form of reasoning is known")
+        if params.structured_outputs is not None:
+            raise _no_budget("does not go with structured output or a required tool")
+        open_id, close_id = map(self._tokenizer.backend.token_to_id, params.thinking_tags)
+        if open_id is None or close_id is None:
+            raise _no_budget(f"needs a vocabulary with the tokens {params.thinking_tags}")
+        return ThinkingTokens(open_id, close_id, _is_open(prompt.token_ids, open_id, close_id))
+
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """Each word's tokens at the start of a text and after a space, where these differ."""
         if words and self._tokenizer is None:
@@ -120,6 +134,17 @@ def _check_token_id(token_id: Any, vocab_size: int, param: str) -> None:
             f"(0 to {vocab_size - 1})",
             param=param,
         )
+
+
+def _no_budget(reason: str) -> InvalidParams:
+    name = "thinking_token_budget"
+    return InvalidParams(f"{name} {reason}", param=name)
+
+
+def _is_open(token_ids: Sequence[int], open_id: int, close_id: int) -> bool:
+    """Whether the text ends within reasoning."""
+    last = next((i for i in reversed(token_ids) if i in (open_id, close_id)), close_id)
+    return last == open_id
 
 
 def _max_tokens(prompt_len: int, params: SamplingParams, max_model_len: int) -> int:

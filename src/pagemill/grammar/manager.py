@@ -43,7 +43,9 @@ class GrammarState:
         matcher = self.matcher
         if not matcher.consume_tokens(list(token_ids)):
             reason = " ".join(matcher.get_error().split())[:200]
-            raise GrammarError(f"the grammar could not be followed: {reason}")
+            raise GrammarError(
+                f"the grammar could not be followed: {reason}", param="structured_outputs"
+            )
         return matcher.is_stopped()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pagemill.errors import GrammarError
@@ -30,8 +31,16 @@ _PARAM = "structured_outputs"
 _SCHEMA_HEAD = re.compile(r"%json\s*")
 _RULE_HEAD = re.compile(r"[\w\]}]\s*:")  # finds some that are none, but none too few
 
-# Bounded, so that a model that likes blanks cannot fill its whole answer with them.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+# Members of a schema that are plain values, and those that hold schemas by any name.
+_VALUES = frozenset({"enum", "const", "default", "examples"})
+_SCHEMAS_BY_NAME = frozenset(
+    {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+)
+
+# JSON in one line or indented, never more: a small model that likes blanks would fill its answer
+# with them. Between two parts there can be one match of this.
+_WHITESPACE = r"\x20{1,2}|\r?\n(\x20{0,24}|\t{0,8})"
+BLANKS_GUIDANCE: Mapping[str, Any] = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
 
 
 def to_grammar(spec: StructuredOutputs, special_tokens: frozenset[str] = frozenset()) -> str:
@@ -42,7 +51,8 @@ def to_grammar(spec: StructuredOutputs, special_tokens: frozenset[str] = frozens
     the request is too large, malformed or cannot be enforced.
     """
     if spec.json is not None:
-        return _from_schema(_parse_schema(spec.json), _blanks(spec))
+        schema = _parse_schema(spec.json)
+        return _from_schema(schema, _blanks(spec), closed=bool(spec.disable_additional_properties))
     if spec.json_object:
         return _from_schema({"type": "object"}, _blanks(spec))
     if spec.regex is not None:
@@ -95,13 +105,14 @@ def _blanks(spec: StructuredOutputs) -> JsonCompileOptions:
     return {"whitespace_pattern": _WHITESPACE if pattern is None else pattern}
 
 
-def _from_schema(schema: Any, blanks: JsonCompileOptions) -> str:
+def _from_schema(schema: Any, blanks: JsonCompileOptions, *, closed: bool = False) -> str:
     from llguidance import LLMatcher
 
     if not isinstance(schema, dict | bool):
         raise GrammarError("a JSON schema must be an object", _PARAM)
     if isinstance(schema, dict):
         _check_schema(schema)
+        schema = _closed(schema) if closed else schema
     try:
         text = json.dumps(schema, allow_nan=False)
     except (ValueError, TypeError) as error:
@@ -125,6 +136,26 @@ def _check_schema(schema: dict[str, Any]) -> None:
         if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
             raise GrammarError(f"an object has more than {MAX_PROPERTIES} properties", _PARAM)
     check_references(schema)
+
+
+def _closed(schema: Any) -> Any:
+    """The schema, whose depth is bounded, without properties that it does not name."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copy = {key: _closed_member(key, value) for key, value in schema.items()}
+    if "properties" in copy or "patternProperties" in copy:
+        copy.setdefault("additionalProperties", False)
+    return copy
+
+
+def _closed_member(key: str, value: Any) -> Any:
+    if key in _VALUES:
+        return value
+    if key in _SCHEMAS_BY_NAME and isinstance(value, dict):
+        return {name: _closed(schema) for name, schema in value.items()}
+    return _closed(value)
 
 
 def _from_regex(regex: str) -> str:
@@ -174,7 +205,7 @@ def _from_structural_tag(tag: Any, special_tokens: frozenset[str]) -> str:
     from llguidance import StructTag
 
     tags = [
-        StructTag(trigger=trigger, begin=begin, grammar=schema, end=end)
+        StructTag(trigger=trigger, begin=begin, grammar={**BLANKS_GUIDANCE, **schema}, end=end)
         for trigger, begin, schema, end in _tag_parts(_parse_schema(tag))
     ]
     special = all(t.trigger in special_tokens for t in tags)

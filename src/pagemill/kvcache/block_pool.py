@@ -29,12 +29,16 @@ class FreeList:
         """Put at the front, to be taken next."""
         self._link(NULL_BLOCK, block, self._next[NULL_BLOCK])
 
-    def pop(self) -> int:
-        """Take the front block."""
-        block = self._next[NULL_BLOCK]
-        assert block != NULL_BLOCK, "no free block"
-        self.remove(block)
-        return block
+    def take(self, count: int) -> list[int]:
+        """Take the front blocks, as many as there are at most."""
+        assert count <= self._size, f"{count} blocks wanted, {self._size} free"
+        taken, following, block = [], self._next, self._next[NULL_BLOCK]
+        for _ in range(count):
+            taken.append(block)
+            block = following[block]
+        following[NULL_BLOCK], self._prev[block] = block, NULL_BLOCK
+        self._size -= count
+        return taken
 
     def remove(self, block: int) -> None:
         before, after = self._prev[block], self._next[block]
@@ -78,14 +82,13 @@ class BlockPool:
 
     def allocate(self, count: int) -> list[int]:
         """Take the `count` least recently used free blocks; what they held is forgotten."""
-        assert 0 <= count <= len(self._free), f"{count} blocks wanted, {len(self._free)} free"
-        blocks = []
-        for _ in range(count):
-            block = self._free.pop()
-            self._num_holders[block] = 1
-            if self._hash_of[block] is not None:
+        blocks = self._free.take(count)
+        holders, hash_of = self._num_holders, self._hash_of
+        for block in blocks:
+            holders[block] = 1
+        for block in blocks:
+            if hash_of[block] is not None:
                 self._forget(block)
-            blocks.append(block)
         return blocks
 
     def acquire(self, blocks: Iterable[int]) -> None:
@@ -114,9 +117,10 @@ class BlockPool:
         """Name the content of held blocks; the first ones with some content keep the name."""
         own = tuple(blocks)
         if self._blocks_of.setdefault(block_hash, own) is own:
+            holders, hash_of = self._num_holders, self._hash_of
             for block in own:
-                assert self._num_holders[block] > 0 and self._hash_of[block] is None
-                self._hash_of[block] = block_hash
+                assert holders[block] > 0 and hash_of[block] is None
+                hash_of[block] = block_hash
 
     def forget_all(self) -> None:
         """Drop every hash; the holders keep their blocks."""
@@ -126,11 +130,13 @@ class BlockPool:
         self._blocks_of.clear()
 
     def _forget(self, taken: int) -> None:
-        """Drop the content of a block that was just taken; its other blocks are taken next."""
+        """Drop the content of a block that was just taken; those of its blocks that are free
+        are taken next.
+        """
         block_hash = self._hash_of[taken]
         assert block_hash is not None
         for block in self._blocks_of.pop(block_hash):
             self._hash_of[block] = None
-            if block != taken and self._num_holders[block] == 0:
+            if self._num_holders[block] == 0:
                 self._free.remove(block)
                 self._free.prepend(block)

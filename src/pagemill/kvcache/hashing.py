@@ -27,20 +27,27 @@ def hash_blocks(
     """
     if not isinstance(token_ids, bytes):
         token_ids = np.ascontiguousarray(token_ids, "<i4").tobytes()
-    root = blake2b(salt.encode(), digest_size=HASH_BYTES, key=key).digest()
-    return b"".join(_chain(root, token_ids, block_size, key))
+    hasher = keyed_hasher(key)
+    root = hasher.copy()
+    root.update(salt.encode())
+    return b"".join(_chain(root.digest(), token_ids, block_size, hasher))
 
 
-def extend(hashes: list[bytes], token_ids: array[int], block_size: int, key: bytes) -> None:
+def keyed_hasher(key: bytes) -> blake2b:
+    """A hasher that has seen the key only. Copies of it cost half of one that is made anew."""
+    return blake2b(digest_size=HASH_BYTES, key=key)
+
+
+def extend(hashes: list[bytes], token_ids: array[int], block_size: int, hasher: blake2b) -> None:
     """Append the hashes of the full blocks of `token_ids` that `hashes` does not name yet.
 
     The first block's parent is known only to the caller of `hash_blocks`: without any hash there
-    is nothing to extend.
+    is nothing to extend. `hasher` has seen the key only.
     """
     if not hashes:
         return
     done = len(hashes) * block_size
-    hashes += _chain(hashes[-1], token_ids[done:].tobytes(), block_size, key)
+    hashes += _chain(hashes[-1], token_ids[done:].tobytes(), block_size, hasher)
 
 
 def split_hashes(data: bytes) -> list[bytes]:
@@ -48,11 +55,12 @@ def split_hashes(data: bytes) -> list[bytes]:
     return [data[start : start + HASH_BYTES] for start in range(0, len(data), HASH_BYTES)]
 
 
-def _chain(parent: bytes, data: bytes, block_size: int, key: bytes) -> list[bytes]:
+def _chain(parent: bytes, data: bytes, block_size: int, hasher: blake2b) -> list[bytes]:
     stride = block_size * _TOKEN_BYTES
     hashes = []
     for end in range(stride, len(data) + 1, stride):
-        block = data[end - stride : end]
-        parent = blake2b(parent + block, digest_size=HASH_BYTES, key=key).digest()
+        block = hasher.copy()
+        block.update(parent + data[end - stride : end])
+        parent = block.digest()
         hashes.append(parent)
     return hashes

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pagemill.config.cache import CacheLayout
 from pagemill.kvcache.block_pool import BlockPool
-from pagemill.kvcache.hashing import extend
+from pagemill.kvcache.hashing import extend, keyed_hasher
 from pagemill.kvcache.spec import NULL_BLOCK
 
 
@@ -57,8 +57,9 @@ class KVCacheManager:
         self.layout = layout
         self.has_window = any(group.window for group in layout.groups)
         self._prefix_caching = prefix_caching
-        self._key = key
-        self._num_tables = layout.num_tables
+        self._hasher = keyed_hasher(key)
+        self._block_size, self._num_tables = layout.block_size, layout.num_tables
+        self._widths = [group.num_tables for group in layout.groups]
         self._pool = BlockPool(layout.num_blocks)
         # The groups of a text may be cached apart: each has names of its own.
         self._suffixes = [bytes((index,)) if index else b"" for index in range(len(layout.groups))]
@@ -82,7 +83,7 @@ class KVCacheManager:
         layout = self.layout
         if not self._prefix_caching or not blocks.hashes:
             return self.no_prefix()
-        extend(blocks.hashes, token_ids, layout.block_size, self._key)
+        extend(blocks.hashes, token_ids, layout.block_size, self._hasher)
         end = min((len(token_ids) - 1) // layout.block_size, len(blocks.hashes))
         found = [GroupBlocks() for _ in layout.groups]
         index = num_agreeing = 0
@@ -149,18 +150,29 @@ class KVCacheManager:
 
     def allocate(self, blocks: RequestBlocks, count: int) -> list[int]:
         """Append `count` columns, as many as are free at most; returns them one after the other."""
-        new = self._pool.allocate(count * self._num_tables)
-        blocks.num_columns += count
-        if self._num_tables == 1:
-            blocks.groups[0].block_ids += new
-            return new
+        return self.allocate_each([blocks], [count])
+
+    def allocate_each(self, holders: Sequence[RequestBlocks], counts: Sequence[int]) -> list[int]:
+        """Append so many columns to each; returns them one after the other."""
+        new = self._pool.allocate(sum(counts) * self._num_tables)
+        end = 0
+        for blocks, count in zip(holders, counts, strict=True):
+            start, end = end, end + count * self._num_tables
+            blocks.num_columns += count
+            if self._num_tables == 1:
+                blocks.groups[0].block_ids += new[start:end]
+            else:
+                self._deal(blocks, new[start:end])
+        return new
+
+    def _deal(self, blocks: RequestBlocks, new: list[int]) -> None:
+        """Append whole columns to the tables of all groups."""
         first = 0
         for group, own in zip(self.layout.groups, blocks.groups, strict=True):
             end = first + group.num_tables
             for column in range(0, len(new), self._num_tables):
                 own.block_ids += new[column + first : column + end]
             first = end
-        return new
 
     def commit(self, blocks: RequestBlocks, token_ids: array[int], num_tokens: int) -> None:
         """Offer the full columns of the first `num_tokens` tokens to the prefix cache.
@@ -168,19 +180,18 @@ class KVCacheManager:
         Their keys and values must have been computed by work that is enqueued before any work
         that could read them.
         """
-        num_full = num_tokens // self.layout.block_size
-        if not self._prefix_caching or not blocks.hashes or num_full <= blocks.num_committed:
+        block_size, hashes = self._block_size, blocks.hashes
+        done, num_full = blocks.num_committed, num_tokens // block_size
+        if num_full <= done or not hashes or not self._prefix_caching:
             return
-        if num_full > len(blocks.hashes):
-            extend(blocks.hashes, token_ids, self.layout.block_size, self._key)
-        for group, suffix, own in zip(
-            self.layout.groups, self._suffixes, blocks.groups, strict=True
-        ):
-            num_tables, hashes = group.num_tables, blocks.hashes
-            for column in range(max(blocks.num_committed, own.num_dropped), num_full):
-                ids = own.block_ids[column * num_tables : (column + 1) * num_tables]
-                self._pool.register(ids, hashes[column] + suffix)
+        if num_full > len(hashes):
+            extend(hashes, token_ids, block_size, self._hasher)
         blocks.num_committed = num_full
+        for own, width, suffix in zip(blocks.groups, self._widths, self._suffixes, strict=True):
+            first = own.num_dropped if own.num_dropped > done else done
+            for column in range(first, num_full):
+                ids = own.block_ids[column * width : (column + 1) * width]
+                self._pool.register(ids, hashes[column] + suffix)
 
     def drop_passed(self, blocks: RequestBlocks, position: int) -> None:
         """Give back the blocks that no query at `position` or later reads."""

@@ -19,6 +19,7 @@ from pagemill.sampling.processors.bad_words import BadWords
 from pagemill.sampling.processors.logit_bias import LogitBias
 from pagemill.sampling.processors.min_tokens import MinTokens
 from pagemill.sampling.processors.penalties import Penalties
+from pagemill.sampling.processors.thinking_budget import ThinkingBudget
 from pagemill.sampling.random import uniform
 from pagemill.sampling.state import Column, SamplingState
 from pagemill.scheduler.batch import Admission
@@ -61,13 +62,14 @@ class Sampler:
         self._device = device
         self._state = state
         self._ops = ops  # torch draws where there is none
-        # In vLLM's order.
+        # In vLLM's order, as far as vLLM has them.
         self.processors: tuple[LogitsProcessor, ...] = (
             AllowedTokens(num_slots, vocab_size, device),
             BadWords(num_slots, device, state),
             LogitBias(num_slots, device),
             MinTokens(num_slots, device, state),
             Penalties(num_slots, vocab_size, device, state),
+            ThinkingBudget(num_slots, device),  # last: nothing adds to what it suppresses
         )
         self._uses = np.zeros((len(self.processors), num_slots), np.bool_)
         self._is_random = np.zeros(num_slots, np.bool_)

@@ -35,6 +35,10 @@ class DecodeRows(NamedTuple):
     num_query: Int32  # [n] 1 + num_drafts
     num_drafts: Int32  # [n]
     start: Int32  # [n]
+    num_tokens: int  # the sum of num_query
+
+
+_NO_DECODES = DecodeRows(_NO_INDEX, [], _NO_INT32, _NO_INT32, _NO_INT32, 0)
 
 
 class PrefillRow(NamedTuple):
@@ -49,7 +53,7 @@ class PrefillRow(NamedTuple):
 class StepPlan:
     """Collects the rows of a step: first those that decode, then those with known text."""
 
-    decodes: DecodeRows = field(default_factory=lambda: DecodeRows(_NO_INDEX, [], *3 * [_NO_INT32]))
+    decodes: DecodeRows = _NO_DECODES
     prefills: list[PrefillRow] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
     block_slots: list[int] = field(default_factory=list)  # this and the next two: as NewBlocks
@@ -61,10 +65,13 @@ class StepPlan:
     def num_rows(self) -> int:
         return len(self.decodes.requests) + len(self.prefills)
 
-    def add_blocks(self, slot: int, first_index: int, count: int, block_ids: list[int]) -> None:
-        """Append `count` columns of blocks to the tables of one request."""
-        self.block_slots += [slot] * count
-        self.block_index += range(first_index, first_index + count)
+    def add_blocks(
+        self, slots: list[int], first_index: list[int], counts: list[int], block_ids: list[int]
+    ) -> None:
+        """Append so many columns of blocks to the tables of each slot."""
+        for slot, first, count in zip(slots, first_index, counts, strict=True):
+            self.block_slots += [slot] * count
+            self.block_index += range(first, first + count)
         self.block_ids += block_ids
 
     def build(self, slots: Slots) -> ScheduledStep | None:
@@ -76,10 +83,13 @@ class StepPlan:
             requests = [*requests, *(row.request for row in self.prefills)]
         batch = self._rows()
         batch.admitted = self.admitted
-        batch.num_tokens = int(batch.num_query.sum())
-        batch.max_query_len = int(batch.num_query.max())
-        batch.max_seq_len = int((batch.start + batch.num_query).max())
-        index = batch.slots.astype(np.intp)
+        batch.num_tokens = self.decodes.num_tokens + sum(row.num_query for row in self.prefills)
+        if batch.num_tokens == self.num_rows:
+            batch.max_query_len, batch.max_seq_len = 1, int(batch.start.max()) + 1
+        else:
+            batch.max_query_len = int(batch.num_query.max())
+            batch.max_seq_len = int((batch.start + batch.num_query).max())
+        index = batch.slots.astype(np.intp) if self.prefills else self.decodes.slots
         self._add_features(batch, slots.has_grammar[index])
         return ScheduledStep(batch, requests, index, slots.epoch[index])
 
@@ -117,7 +127,7 @@ class StepPlan:
 
     def _add_features(self, batch: Batch, has_grammar: Bool) -> None:
         constrained = has_grammar & batch.samples
-        if constrained.any():
+        if np.count_nonzero(constrained):
             batch.needs_grammar = True
             batch.grammar_rows = constrained.nonzero()[0].astype(np.int32)
         if not self.prefills:

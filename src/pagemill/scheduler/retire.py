@@ -66,13 +66,15 @@ class Retirement:
         after = before + num_tokens
         slots.num_pending[sampling] -= num_drafts + 1
         slots.length[sampling] = after
-        if num_drafts.any():
+        if result.token_ids.shape[1] > 1:
             self._count_drafts(num_drafts, num_tokens - 1)
         # The last token is not computed yet, so it does not complete a block.
         grown: list[int] = rows[(after - 1) // block_size > (before - 1) // block_size].tolist()
         return grown
 
     def _count_drafts(self, num_drafts: Int32, num_accepted: Int32) -> None:
+        if not np.count_nonzero(num_drafts):
+            return
         self.num_drafts += int(np.count_nonzero(num_drafts))
         self.num_draft_tokens += int(num_drafts.sum())
         self.num_accepted_tokens += int(num_accepted.sum())
@@ -84,7 +86,7 @@ class Retirement:
 
     def _settle_preempted(self, step: ScheduledStep, current: Bool) -> list[int]:
         """Rows of requests that lost their slot and wait again: their text is still good."""
-        if current.all():
+        if np.count_nonzero(current) == len(current):
             return []
         lost = (step.batch.samples & ~current).nonzero()[0].tolist()
         waiting = [row for row in lost if step.requests[row].status is not Status.FINISHED]
@@ -101,7 +103,7 @@ class Retirement:
         stops = slots.stop_ids.take(sampling, axis=1)
         for column in result.token_ids[rows].T:
             hits = stops == column
-            if hits.any():
+            if np.count_nonzero(hits):
                 ending |= hits.any(axis=0)
         found: list[int] = rows[ending].tolist()
         return found
@@ -127,11 +129,11 @@ class Retirement:
 
     def _keep_generated(self, requests: list[Request], rows: list[int]) -> None:
         """Commit the blocks that generation has completed; give back what the window passed."""
-        has_window = self._cache.has_window
+        keep, has_window, running = self._keep, self._cache.has_window, Status.RUNNING
         for row in rows:
             request = requests[row]
-            if request.status is Status.RUNNING:
-                self._keep(request)
+            if request.status is running:
+                keep(request)
                 if has_window:
                     self._cache.drop_passed(request.blocks, len(request.token_ids) - 1)
 
@@ -161,7 +163,7 @@ def _append_tokens(
 ) -> dict[int, RequestDelta]:
     """Append the new tokens of these rows, given in order; returns their deltas by row.
 
-    The loops over all rows of a step are here and nowhere else.
+    The loop over all rows of a step is here and nowhere else.
     """
     width = result.token_ids.shape[1]
     # Whole rows as `bytes`: the fastest way to many small pieces of one array.
@@ -172,12 +174,11 @@ def _append_tokens(
     if width > 1:
         ends = (result.num_tokens[rows] * _TOKEN_BYTES).tolist()
         data = [new[:end] for new, end in zip(data, ends, strict=True)]
-    for request, new in zip(requests, data, strict=True):
+    deltas = {}
+    for row, request, new in zip(rows, requests, data, strict=True):
         request.token_ids.frombytes(new)
-    return {
-        row: RequestDelta(request.request_id, request.client_id, new)
-        for row, request, new in zip(rows, requests, data, strict=True)
-    }
+        deltas[row] = RequestDelta(request.request_id, request.client_id, new)
+    return deltas
 
 
 def _tokens_until_stop(request: Request, new: list[int]) -> int:
@@ -203,13 +204,13 @@ def _follow_grammar(request: Request, delta: RequestDelta, new: list[int]) -> No
             delta.finish_reason = "stop"
     except GrammarError as error:
         delta.finish_reason = "error"
-        delta.error = str(error)
+        delta.error, delta.error_param = str(error), error.param
 
 
 def _describe_first(step: ScheduledStep, deltas: dict[int, RequestDelta]) -> None:
     """What is told once for each admission: cached tokens, waiting time, preemptions."""
-    if step.batch.resident.all():
-        return
+    if not len(step.batch.prompt_tokens):
+        return  # all rows are resident
     for row in (~step.batch.resident & step.batch.samples).nonzero()[0].tolist():
         request = step.requests[row]
         if row in deltas:

@@ -144,7 +144,7 @@ class Scheduler:
                 assert request.grammar is not None
                 request.grammar.matcher  # noqa: B018  raises when the compile failed
             except GrammarError as error:
-                deltas.append(self._end(request, "error", str(error)))
+                deltas.append(self._end(request, "error", str(error), error.param))
             else:
                 self._compiling.remove(request)
                 self._waiting.push(request)
@@ -178,16 +178,16 @@ class Scheduler:
         while True:
             rows = self._decode_rows(drafting)
             lacking, num_columns = self._lacking_columns(rows)
-            if num_columns.sum() <= self.cache.num_free_columns:
+            if not len(lacking) or num_columns.sum() <= self.cache.num_free_columns:
                 break
             if drafting:
                 drafting = False
             else:
                 self._preempt(self.slots.least_important, plan)
-        for row, count in zip(lacking.tolist(), num_columns.tolist(), strict=True):
-            self._add_blocks(plan, rows.requests[row], count)
+        if len(lacking):
+            self._add_blocks(plan, [rows.requests[row] for row in lacking.tolist()], num_columns)
         self.slots.num_pending[rows.slots] += rows.num_query
-        self._budget.left -= int(rows.num_query.sum())
+        self._budget.left -= rows.num_tokens
         plan.decodes = rows
 
     def _decode_rows(self, drafting: bool) -> DecodeRows:
@@ -196,16 +196,18 @@ class Scheduler:
         slots, requests = state.decoding()
         longest = state.length[slots] + state.num_pending[slots]
         room = state.max_total[slots] - longest
-        if len(slots) > self._budget.left or (room <= 0).any():
+        if len(slots) > self._budget.left or np.count_nonzero(room <= 0):
             kept = (room > 0).nonzero()[0][: self._budget.left]
             slots, room, longest = slots[kept], room[kept], longest[kept]
             requests = [requests[row] for row in kept.tolist()]
-        num_drafts = np.zeros(len(slots), np.int32)
+        num_tokens, num_drafts = len(slots), np.zeros(len(slots), np.int32)
         if drafting:
             wanted = np.minimum(state.max_drafts[slots], room - 1)
             taken_before = np.cumsum(wanted, dtype=np.int32) - wanted
             num_drafts = np.clip(self._budget.left - len(slots) - taken_before, 0, wanted)
-        return DecodeRows(slots, requests, num_drafts + np.int32(1), num_drafts, longest - 1)
+            num_tokens += int(num_drafts.sum())
+        num_query, start = num_drafts + np.int32(1), longest - 1
+        return DecodeRows(slots, requests, num_query, num_drafts, start, num_tokens)
 
     def _lacking_columns(self, rows: DecodeRows) -> tuple[Index, Int32]:
         """Rows whose blocks do not reach their last query token, and how many columns they lack."""
@@ -244,7 +246,7 @@ class Scheduler:
         slot, end = request.slot, start + num_query
         num_columns = self._layout.columns_for(end) - request.blocks.num_columns
         if num_columns > 0:
-            self._add_blocks(plan, request, num_columns)
+            self._add_blocks(plan, [request], np.array([num_columns], np.int32))
         self.slots.num_computed[slot] = end
         samples = end == len(request.token_ids)
         if samples:
@@ -255,10 +257,13 @@ class Scheduler:
             limit.take(request, num_query)
         plan.prefills.append(PrefillRow(request, slot, start, num_query, samples))
 
-    def _add_blocks(self, plan: StepPlan, request: Request, count: int) -> None:
-        num_held = request.blocks.num_columns
-        plan.add_blocks(request.slot, num_held, count, self.cache.allocate(request.blocks, count))
-        self.slots.capacity[request.slot] = (num_held + count) * self._layout.block_size
+    def _add_blocks(self, plan: StepPlan, requests: list[Request], num_columns: Int32) -> None:
+        """Give each request so many columns more."""
+        slots, counts = [request.slot for request in requests], num_columns.tolist()
+        holders = [request.blocks for request in requests]
+        num_held = [blocks.num_columns for blocks in holders]
+        plan.add_blocks(slots, num_held, counts, self.cache.allocate_each(holders, counts))
+        self.slots.capacity[slots] += num_columns * self._layout.block_size
 
     # Waiting requests.
 
@@ -360,7 +365,9 @@ class Scheduler:
         else:
             self._waiting.discard(request)
 
-    def _end(self, request: Request, reason: str, error: str | None = None) -> RequestDelta:
+    def _end(
+        self, request: Request, reason: str, error: str | None = None, param: str | None = None
+    ) -> RequestDelta:
         self._finish(request)
         return RequestDelta(
             request.request_id,
@@ -368,6 +375,7 @@ class Scheduler:
             finish_reason="abort" if reason == "abort" else "error",
             num_preemptions=request.num_preemptions,
             error=error,
+            error_param=param,
         )
 
 

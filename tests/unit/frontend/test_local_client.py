@@ -41,12 +41,15 @@ class LogprobEngine(EchoEngine):
 class FailingEngine(EchoEngine):
     """The second request fails in its first step."""
 
+    error_param: str | None = None
+
     def add_request(self, message: AddRequest) -> None:
         super().add_request(message)
         if message.request_id == "0-1-0":
             self.abort([message.request_id])
             self._unsent[-1].finish_reason = "error"
             self._unsent[-1].error = "no mask could be made"
+            self._unsent[-1].error_param = self.error_param
 
 
 def make_client(engine: EchoEngine) -> LocalClient:
@@ -117,6 +120,13 @@ def test_nothing_runs_when_a_grammar_is_bad() -> None:
     with pytest.raises(GrammarError, match="regex"):
         make_client(engine).run(prompts("a", "b"), [SamplingParams(), bad], ignore)
     assert not engine.has_work()
+
+
+def test_a_grammar_that_fails_in_the_engine_is_the_requests_fault() -> None:
+    engine = FailingEngine("")
+    engine.error_param = "structured_outputs"
+    with pytest.raises(GrammarError, match="no mask could be made"):
+        make_client(engine).run(prompts("a", "b"), same(SamplingParams(), 2), ignore)
 
 
 def test_an_error_of_the_engine_is_raised_and_the_rest_unsent() -> None:

@@ -5,7 +5,7 @@ import pytest
 from pagemill.errors import ContextTooLong, InvalidParams, RequestError
 from pagemill.frontend.outputs import Prompt
 from pagemill.frontend.validate import RequestValidator, check_prompt_ids
-from pagemill.params import SamplingParams
+from pagemill.params import SamplingParams, StructuredOutputs, ThinkingTokens
 from unit.frontend.vocabularies import byte_level, sentencepiece
 
 TOKENIZER = byte_level()
@@ -83,6 +83,41 @@ def test_what_the_model_adds() -> None:
     assert resolved.eos_token_ids == [3]
     assert resolved.seed == 5
     assert params.eos_token_ids == []
+
+
+def test_a_budget_of_reasoning_knows_its_tokens() -> None:
+    tags = ("<|start of turn|>", "<|end|>")
+    open_id, close_id = (TOKENIZER.encode(tag)[0] for tag in tags)
+    params = SamplingParams(thinking_token_budget=0, thinking_tags=tags)
+    for prompt, in_prompt in (
+        ([1], False),
+        ([open_id, 1], True),
+        ([open_id, 1, close_id], False),
+        ([open_id, close_id, open_id], True),
+    ):
+        resolved = VALIDATOR.resolve(Prompt(prompt), params, CONTEXT)
+        assert resolved.thinking == ThinkingTokens(open_id, close_id, in_prompt)
+    assert resolve().thinking is None
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({}, "form of reasoning is known"),
+        ({"thinking_tags": ("<think>", "</think>")}, "tokens .*</think>"),
+        (
+            {
+                "thinking_tags": ("<|start of turn|>", "<|end|>"),
+                "structured_outputs": StructuredOutputs(regex="a"),
+            },
+            "structured output",
+        ),
+    ],
+)
+def test_a_budget_of_reasoning_that_cannot_be_kept(params: dict[str, object], reason: str) -> None:
+    with pytest.raises(InvalidParams, match=reason) as caught:
+        resolve(thinking_token_budget=5, **params)
+    assert caught.value.param == "thinking_token_budget"
 
 
 def test_bad_words_of_a_sentencepiece_vocabulary() -> None:

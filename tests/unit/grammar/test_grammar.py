@@ -54,6 +54,16 @@ def sample(manager: GrammarManager, spec: StructuredOutputs, seed: int, limit: i
     return tokens.decode([t for t in chosen if t != EOS])
 
 
+def can_write(manager: GrammarManager, spec: StructuredOutputs, text: str) -> bool:
+    """Whether an answer may begin with `text`."""
+    tokens = Tokenizer.from_str(manager._compiler.vocabulary.tokenizer_json)
+    try:
+        manager.start(spec).accept(tokens.encode(text).ids)
+    except GrammarError:
+        return False
+    return True
+
+
 def test_regex_walks_match(manager: GrammarManager) -> None:
     for seed in range(20):
         text = sample(manager, StructuredOutputs(regex=r"[ab]{2,5}-[0-9]{3}"), seed)
@@ -224,6 +234,52 @@ def test_blanks_are_as_asked_for(manager: GrammarManager) -> None:
         assert sample(manager, spec, seed) == '[{"a":[1,2]},{"a":[1,2]}]'
         spec = StructuredOutputs(json=schema, whitespace_pattern="~")
         assert set(sample(manager, spec, seed)) <= set('[{"a":1,2}]~')
+
+
+OBJECT = {
+    "type": "object",
+    "properties": {"a": {"type": "array", "items": {"type": "integer"}}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+TAG = {"structures": [{"begin": "<f>", "schema": OBJECT, "end": "</f>"}], "triggers": ["<f>"]}
+
+
+@pytest.mark.parametrize("indent", [None, 2, 4, "\t"])
+def test_json_may_be_in_one_line_or_indented(manager: GrammarManager, indent: int | str) -> None:
+    text = json.dumps({"a": [1, 2]}, indent=indent)
+    assert can_write(manager, StructuredOutputs(json=OBJECT), text)
+    assert can_write(manager, StructuredOutputs(structural_tag=TAG), f"<f>{text}</f>")
+
+
+@pytest.mark.parametrize("blanks", [" " * 3, "\n\n", "\t", "\n" + " " * 25, " \n"])
+def test_blanks_cannot_fill_the_answer(manager: GrammarManager, blanks: str) -> None:
+    assert not can_write(manager, StructuredOutputs(json=OBJECT), '{"a":' + blanks)
+    assert not can_write(manager, StructuredOutputs(json_object=True), '{"a":' + blanks)
+    assert not can_write(manager, StructuredOutputs(structural_tag=TAG), '<f>{"a":' + blanks)
+
+
+def test_what_cannot_be_followed_is_the_requests_fault(manager: GrammarManager) -> None:
+    state = manager.start(StructuredOutputs(regex="a"))
+    with pytest.raises(GrammarError, match="could not be followed") as caught:
+        state.accept([ord("b")])
+    assert caught.value.param == "structured_outputs"
+
+
+def test_properties_that_no_schema_names_can_be_turned_off(manager: GrammarManager) -> None:
+    inner = {"type": "object", "properties": {"properties": {"type": "null"}}}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/inner"}, "open": {**inner, **{"required": []}}},
+        "$defs": {"inner": inner},
+    }
+    schema["properties"]["open"]["additionalProperties"] = True
+    for closed in (False, True):
+        spec = StructuredOutputs(json=schema, disable_additional_properties=closed)
+        assert can_write(manager, spec, '{"a": {"properties": null}, "open": {"x": 1}}')
+        assert can_write(manager, spec, '{"b": 1}') is not closed
+        assert can_write(manager, spec, '{"a": {"b": 1}}') is not closed
+        assert can_write(manager, spec, '{"a": {"additionalProperties": 1}}') is not closed
 
 
 def test_exactly_one_constraint() -> None:

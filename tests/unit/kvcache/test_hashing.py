@@ -7,7 +7,7 @@ from array import array
 import numpy as np
 import pytest
 
-from pagemill.kvcache.hashing import HASH_BYTES, extend, hash_blocks, split_hashes
+from pagemill.kvcache.hashing import HASH_BYTES, extend, hash_blocks, keyed_hasher, split_hashes
 
 KEY = b"secret"
 
@@ -47,11 +47,11 @@ def test_key_and_salt_separate(change: dict[str, bytes | str]) -> None:
 def test_extending_gives_what_hashing_the_whole_text_gives() -> None:
     tokens = list(range(100, 119))
     hashes = _hashes(tokens[:6], salt="tenant")
-    extend(hashes, array("i", tokens), 4, KEY)
+    extend(hashes, array("i", tokens), 4, keyed_hasher(KEY))
     assert hashes == _hashes(tokens, salt="tenant")
 
 
 def test_nothing_can_be_extended_without_the_salted_beginning() -> None:
     hashes: list[bytes] = []
-    extend(hashes, array("i", range(8)), 4, KEY)
+    extend(hashes, array("i", range(8)), 4, keyed_hasher(KEY))
     assert hashes == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagemill.params import SamplingParams
+from pagemill.params import SamplingParams, ThinkingTokens
 from pagemill.sampling.bitmask import pack_bits
 from pagemill.speculative.ngram import NgramSpeculator
 from unit.runner.harness import (
@@ -185,6 +185,23 @@ def test_processors_count_the_drafts_before_a_place(others: list[Row]) -> None:
     driver.admit(1, PROMPT)
     assert driver.tokens(Row(0, 2)) == [[4]]
     assert driver.tokens(Row(0, num_drafts=2), *others)[0] == [5, 6, 4]
+    driver.device.close()
+
+
+def test_reasoning_is_closed_in_the_middle_of_drafts() -> None:
+    """The model wants nothing but 5; the drafts are 5 6."""
+    driver = Driver(speculator=FixedSpeculator())
+    budget = SamplingParams(
+        temperature=0,
+        logit_bias={5: 100.0},
+        thinking_token_budget=2,
+        thinking=ThinkingTokens(open_id=20, close_id=21, in_prompt=True),
+    )
+    driver.admit(0, [1, 2], budget)
+    assert driver.tokens(Row(0, 2)) == [[5]]
+    assert driver.tokens(Row(0, num_drafts=2)) == [[5, 21]]
+    driver.rejected(0, 1)
+    assert driver.tokens(Row(0, num_drafts=2)) == [[5, 5]]
     driver.device.close()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pagemill.params import SamplingParams
+from pagemill.params import SamplingParams, ThinkingTokens
 from pagemill.sampling.base import SUPPRESSED
 from pagemill.sampling.bitmask import apply_bitmask, pack_bits
 from pagemill.sampling.processors.penalties import Penalties
@@ -121,6 +123,82 @@ def test_nothing_ends_before_min_tokens() -> None:
     for i in range(4):
         suppressed = (result[i] < SUPPRESSED / 2).nonzero().flatten().tolist()
         assert suppressed == ([2, 7] if i < 3 else [])
+
+
+OPEN, CLOSE = 30, 31
+
+
+def thinking(budget: int, *, in_prompt: bool) -> SamplingParams:
+    marks = ThinkingTokens(OPEN, CLOSE, in_prompt)
+    return SamplingParams(thinking_token_budget=budget, thinking=marks, **GREEDY)
+
+
+def forced(slots: Slots, slot: int, index: int, **drafts: Any) -> bool:
+    """Whether only the token that closes reasoning is left."""
+    logits = some_logits()
+    result = slots.process(logits, slots.rows([slot], [index], **drafts))
+    open_ended = (result[0] > SUPPRESSED / 2).nonzero().flatten().tolist()
+    assert result[0, CLOSE] == logits[0, CLOSE]
+    assert open_ended == [CLOSE] or torch.equal(result, logits)
+    return open_ended == [CLOSE]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("in_prompt", [False, True])
+def test_reasoning_ends_with_its_budget(in_prompt: bool, device: str) -> None:
+    slots = Slots(VOCAB, device)
+    slots.admit(admission(2, thinking(2, in_prompt=in_prompt), token_ids=PROMPT))
+    place = len(PROMPT)
+    if not in_prompt:
+        for token in (4, 4, 4, OPEN):  # before it reasons, nothing counts
+            assert not forced(slots, 2, place)
+            slots.observe(2, place, [token], 1)
+            place += 1
+    for token in (5, 6):
+        assert not forced(slots, 2, place)
+        slots.observe(2, place, [token], 1)
+        place += 1
+    assert forced(slots, 2, place)
+    slots.observe(2, place, [CLOSE], 1)
+    assert not forced(slots, 2, place + 1)
+    slots.observe(2, place + 1, [OPEN], 1)  # reasoning stands first: this is text
+    assert not forced(slots, 2, place + 9)
+
+
+def test_reasoning_that_ended_by_itself_is_left_alone() -> None:
+    slots = Slots(VOCAB)
+    slots.admit(admission(0, thinking(3, in_prompt=True), token_ids=PROMPT))
+    slots.observe(0, 4, [5, CLOSE, 5], 2)
+    assert not forced(slots, 0, 20)
+
+
+def test_a_budget_counts_what_was_thought_before_a_preemption() -> None:
+    slots = Slots(VOCAB)
+    for output, is_forced in (([5, 6], False), ([5, 6, 7], True), ([5, CLOSE, 7, 7], False)):
+        text = [*PROMPT, *output]
+        params = thinking(3, in_prompt=True)
+        slots.admit(admission(0, params, token_ids=text, prompt_len=len(PROMPT)))
+        assert forced(slots, 0, len(text)) is is_forced
+    slots.admit(admission(0, SamplingParams(**GREEDY), token_ids=PROMPT))
+    assert not forced(slots, 0, 40)
+
+
+def test_a_budget_sees_the_drafts_before_a_place() -> None:
+    slots = Slots(VOCAB)
+    slots.admit(admission(1, thinking(2, in_prompt=True), token_ids=PROMPT))
+    for drafts, preceding, is_forced in (
+        ([5, 6], 1, False),
+        ([5, 6], 2, True),
+        ([5, CLOSE], 2, False),
+        ([CLOSE, 6], 2, False),
+    ):
+        place = len(PROMPT) + preceding
+        seen = {"drafts": [drafts], "num_preceding": [preceding]}
+        assert forced(slots, 1, place, **seen) is is_forced
+    slots.admit(admission(1, thinking(1, in_prompt=False), token_ids=PROMPT))
+    for drafts, is_forced in (([OPEN, 6], True), ([6, OPEN], False)):
+        seen = {"drafts": [drafts], "num_preceding": [2]}
+        assert forced(slots, 1, len(PROMPT) + 2, **seen) is is_forced
 
 
 def test_a_suppressed_token_wins_against_forbidden_ones() -> None:

@@ -9,13 +9,10 @@ from typing import Any, Literal
 
 from pagemill.api.tools.formats import ReasoningFormat, ToolFormat
 from pagemill.errors import GrammarError
-from pagemill.grammar.source import check_grammar
+from pagemill.grammar.source import BLANKS_GUIDANCE, check_grammar
 from pagemill.params import StructuredOutputs
 
 Mode = Literal["none", "auto", "required"]
-
-# As for other JSON schemas: bounded, so that blanks cannot fill the whole answer.
-_GUIDANCE = {"x-guidance": {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}}
 
 
 @dataclass(frozen=True)
@@ -56,13 +53,13 @@ def forced_calls(
 
 
 def _schema_text(name: str, parameters: Mapping[str, Any]) -> str:
-    schema = {"type": "object", **parameters, **_GUIDANCE}
+    schema = {"type": "object", **parameters, **BLANKS_GUIDANCE}
     try:
         check_grammar(StructuredOutputs(json=schema))
     except GrammarError as error:
         message = f"the parameters of the tool {name[:100]!r}: {error.message}"
         raise GrammarError(message, param="tools") from None
-    return json.dumps(schema)
+    return json.dumps(schema).replace("%", r"\u0025")  # within texts: no directive of Lark
 
 
 def _quoted(text: str) -> str:
