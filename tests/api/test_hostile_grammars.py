@@ -56,6 +56,18 @@ HOSTILE: dict[str, tuple[dict[str, Any], str | None]] = {
         {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
         "only refers to itself",
     ),
+    "chain of references": (
+        {
+            "json": {
+                "$ref": "#/$defs/0",
+                "$defs": {
+                    str(i): {"properties": {"k": {"$ref": f"#/$defs/{i + 1}"}}} for i in range(2500)
+                }
+                | {"2500": {}},
+            }
+        },
+        "levels along its references",
+    ),
     "remote": ({"json": {"$ref": "http://127.0.0.1:9/schema.json"}}, "outside the schema"),
     "repetitions": ({"regex": "(a{1,1000}){1,1000}"}, None),
     "chain of rules": (

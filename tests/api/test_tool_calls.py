@@ -13,6 +13,7 @@ import pytest
 from api.fakes import FakeClient, FakeRenderer, http_client, make_context, sse_events
 from pagemill.api.context import ApiSettings
 from pagemill.api.tools.chat_format import ChatFormat
+from pagemill.api.tools.choice import ToolChoice, forced_calls
 from pagemill.api.tools.formats import (
     REASONING_ALIASES,
     TOOL_ALIASES,
@@ -21,6 +22,7 @@ from pagemill.api.tools.formats import (
     detect_reasoning,
 )
 from pagemill.errors import ConfigError
+from pagemill.grammar.source import check_grammar
 
 USER = [{"role": "user", "content": "hi"}]
 SCHEMA = {
@@ -223,3 +225,9 @@ def test_parsers_can_be_named() -> None:
     assert ChatFormat.of("<think>" + HERMES, tools="none", reasoning="none") == ChatFormat()
     with pytest.raises(ConfigError, match="known are: deepseek"):
         http_client(make_context(settings=ApiSettings(tool_call_parser="x")))
+
+
+def test_parameters_may_speak_of_directives_of_grammars() -> None:
+    described = {"properties": {"a": {"type": "string", "description": "as 100%, or %json x"}}}
+    choice = ToolChoice("required", {"f": described})
+    check_grammar(forced_calls(choice, None, None))

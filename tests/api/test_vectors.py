@@ -148,6 +148,22 @@ def test_vectors_of_all_tokens_are_bounded_together() -> None:
     assert response.json()["error"]["param"] == "input"
 
 
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/rerank"])
+@pytest.mark.parametrize(("length", "status"), [(50, 200), (100, 400)])
+def test_a_text_that_is_in_many_pairs_is_counted_in_each(
+    path: str, length: int, status: int
+) -> None:
+    settings = ApiSettings(limits=Limits(max_body_bytes=250))
+    texts, text = ["a", "b", "c", "d"], "x" * length
+    body = {"query": text, "documents": texts}
+    if path == "/v1/score":
+        body = {"text_1": text, "text_2": texts}
+    client = pooling_client(CROSS_ENCODER)
+    response = post(client, path, body, settings)
+    assert response.status_code == status
+    assert len(client.pooled) == (4 if status == 200 else 0)
+
+
 @pytest.mark.parametrize("path", ["/v1/score", "/score"])
 def test_scores_of_pairs(path: str) -> None:
     found = answer(CROSS_ENCODER, path, text_1="a", text_2=["b", "aa"])

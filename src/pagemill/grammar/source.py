@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pagemill.errors import GrammarError
+from pagemill.grammar.references import check_references, walk
 from pagemill.params import StructuredOutputs
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ MAX_BLANKS_CHARS = 256
 MAX_RULES = 1_000  # the compiler recurses along chains of rules: some thousands end the process
 
 _PARAM = "structured_outputs"
+_SCHEMA_HEAD = re.compile(r"%json\s*")
 _RULE_HEAD = re.compile(r"[\w\]}]\s*:")  # finds some that are none, but none too few
 
 # Members of a schema that are plain values, and those that hold schemas by any name.
@@ -124,44 +126,16 @@ def _from_schema(schema: Any, blanks: JsonCompileOptions, *, closed: bool = Fals
 
 
 def _check_schema(schema: dict[str, Any]) -> None:
-    """Bound depth, size and references with a walk that cannot recurse too deep itself."""
-    references: list[str] = []
-    for nodes, (node, depth) in enumerate(_walk(schema)):
+    """Bound depth, size and references."""
+    for nodes, (node, depth) in enumerate(walk(schema)):
         if depth > MAX_DEPTH:
             raise GrammarError(f"the JSON schema is nested deeper than {MAX_DEPTH}", _PARAM)
         if nodes > MAX_NODES:
             raise GrammarError(f"the JSON schema has more than {MAX_NODES} parts", _PARAM)
-        if isinstance(node, dict):
-            _check_node(node, references)
-    for reference in references:
-        _check_reference(schema, reference)
-
-
-def _check_node(node: dict[str, Any], references: list[str]) -> None:
-    properties = node.get("properties")
-    if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
-        raise GrammarError(f"an object has more than {MAX_PROPERTIES} properties", _PARAM)
-    reference = node.get("$ref")
-    if isinstance(reference, str):
-        if not reference.startswith("#"):
-            raise GrammarError(
-                f"$ref {reference[:100]!r} points outside the schema; only '#/…' is followed",
-                _PARAM,
-            )
-        references.append(reference)
-
-
-def _walk(root: Any) -> Iterator[tuple[Any, int]]:
-    stack: list[tuple[Any, int]] = [(root, 0)]
-    while stack:
-        node, depth = stack.pop()
-        yield node, depth
-        children: Any = ()
-        if isinstance(node, dict):
-            children = node.values()
-        elif isinstance(node, list):
-            children = node
-        stack.extend((child, depth + 1) for child in children)
+        properties = node.get("properties") if isinstance(node, dict) else None
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            raise GrammarError(f"an object has more than {MAX_PROPERTIES} properties", _PARAM)
+    check_references(schema)
 
 
 def _closed(schema: Any) -> Any:
@@ -182,31 +156,6 @@ def _closed_member(key: str, value: Any) -> Any:
     if key in _SCHEMAS_BY_NAME and isinstance(value, dict):
         return {name: _closed(schema) for name, schema in value.items()}
     return _closed(value)
-
-
-def _check_reference(schema: dict[str, Any], reference: str) -> None:
-    """Refuse a chain of references that leads nowhere but to itself."""
-    seen: set[str] = set()
-    current: Any = {"$ref": reference}
-    while isinstance(current, dict) and set(current) & {"$ref"} and len(current) == 1:
-        pointer = current["$ref"]
-        if not isinstance(pointer, str) or pointer in seen:
-            raise GrammarError(f"$ref {reference[:100]!r} only refers to itself", _PARAM)
-        seen.add(pointer)
-        current = _resolve(schema, pointer)
-
-
-def _resolve(schema: dict[str, Any], pointer: str) -> Any:
-    """Follow a JSON pointer (RFC 6901) inside the schema."""
-    current: Any = schema
-    for part in pointer.removeprefix("#").strip("/").split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if key == "":
-            continue
-        if not isinstance(current, dict) or key not in current:
-            raise GrammarError(f"$ref {pointer[:100]!r} points to nothing", _PARAM)
-        current = current[key]
-    return current
 
 
 def _from_regex(regex: str) -> str:
@@ -237,7 +186,19 @@ def _from_lark(grammar: str) -> str:
         )
     if len(_RULE_HEAD.findall(grammar)) > MAX_RULES:
         raise GrammarError(f"the grammar has more than {MAX_RULES} rules", _PARAM)
+    for found in _SCHEMA_HEAD.finditer(grammar):
+        _check_schema_within(grammar, found.end())
     return grammar
+
+
+def _check_schema_within(grammar: str, start: int) -> None:
+    """Check the schema of Lark's `%json`."""
+    try:
+        schema, _ = json.JSONDecoder().raw_decode(grammar, start)
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"%json in the grammar is not valid JSON: {error}", _PARAM) from None
+    if isinstance(schema, dict):
+        _check_schema(schema)
 
 
 def _from_structural_tag(tag: Any, special_tokens: frozenset[str]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from engine.test_process import make_config
+from pagemill.cli.workers import process
 from pagemill.cli.workers.control import Question, ask, serve_control
 from pagemill.cli.workers.launch import WorkerLaunch
 from pagemill.cli.workers.pool import MAX_QUICK_DEATHS, WorkerPool
@@ -80,6 +82,19 @@ def test_a_dead_frontend_is_replaced_and_its_requests_aborted(tmp_path: Path) ->
     assert setup.started[2].launch.listener_fd == setup.started[1].launch.listener_fd
     setup.pool.stop()
     assert setup.started[2].cause == "was told to end"
+
+
+def test_a_frontend_that_dies_during_the_drain_is_replaced_by_one_that_drains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = SimpleNamespace(config=make_config(), default_params={})
+    monkeypatch.setattr(process, "_plan_of", lambda launch: plan)
+    setup = Setup(tmp_path)
+    asyncio.run(setup.pool.drain())
+    setup.started[0].cause = "died of signal 9"
+    setup.pool.check()
+    assert [p.launch.draining for p in setup.started] == [False, False, True]
+    assert process.Worker(setup.started[2].launch)._context.admission.draining
 
 
 def test_frontends_that_cannot_live_end_the_server(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from pagemill.errors import GrammarError, InvalidParams
 from pagemill.grammar.compiler import GrammarCompiler
 from pagemill.grammar.manager import GrammarManager, GrammarState
-from pagemill.grammar.source import MAX_RULES
+from pagemill.grammar.source import MAX_RULES, check_grammar
 from pagemill.grammar.vocabulary import Vocabulary
 from pagemill.params import StructuredOutputs
 
@@ -144,8 +144,28 @@ def chain_of_rules(length: int) -> str:
     return "\n".join(["start: a0", *rules, f'a{length}: "y"'])
 
 
+def chain_of_references(length: int, depth: int = 1) -> dict[str, object]:
+    """Schemas that refer to the next one, each at the end of `depth` arrays."""
+
+    def link(i: int) -> dict[str, object]:
+        found: dict[str, object] = {"$ref": f"#/$defs/{i + 1}"}
+        for _ in range(depth):
+            found = {"items": found}
+        return found
+
+    links: dict[str, object] = {str(i): link(i) for i in range(length)}
+    return {"$defs": {**links, str(length): {"type": "null"}}, "$ref": "#/$defs/0"}
+
+
 REFUSED = [
     ({"json": nested(500)}, "nested deeper"),
+    ({"json": chain_of_references(80, 40)}, "levels along its references"),
+    ({"grammar": "start: %json " + json.dumps(chain_of_references(3000))}, "1000 levels"),
+    ({"grammar": "start: %json {'a'}"}, "not valid JSON"),
+    (
+        {"json": {"anyOf": [{"$ref": "#" + "/" * i} for i in range(700)]}},
+        "refers to more than",
+    ),
     ({"json": CYCLE}, "only refers to itself"),
     ({"json": {"$ref": "https://example.com/schema.json"}}, "outside the schema"),
     ({"json": {"$ref": "#/$defs/none"}}, "points to nothing"),
@@ -182,6 +202,29 @@ def test_refused_with_the_reason(
 ) -> None:
     with pytest.raises(GrammarError, match=re.escape(reason)):
         compiler.compile(StructuredOutputs(**fields))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        chain_of_references(20, 40),
+        chain_of_references(300),
+        {"$defs": {f"d{i}": nested(4) for i in range(900)}, "$ref": "#/$defs/d7"},
+        {"properties": {f"p{i}": {"$ref": "#/$defs/d"} for i in range(500)}, "$defs": {"d": {}}},
+        {"properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}, "type": "object"},
+    ],
+)
+def test_references_within_the_limits_are_followed(
+    compiler: GrammarCompiler, schema: dict[str, object]
+) -> None:
+    compiler.compile(StructuredOutputs(json=schema))
+
+
+def test_long_chains_of_references_are_checked_soon() -> None:
+    begin = time.monotonic()
+    with pytest.raises(GrammarError, match="levels"):
+        check_grammar(StructuredOutputs(json=chain_of_references(4000, 0)))
+    assert time.monotonic() - begin < 2
 
 
 def test_blanks_are_as_asked_for(manager: GrammarManager) -> None:

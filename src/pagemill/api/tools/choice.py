@@ -59,7 +59,7 @@ def _schema_text(name: str, parameters: Mapping[str, Any]) -> str:
     except GrammarError as error:
         message = f"the parameters of the tool {name[:100]!r}: {error.message}"
         raise GrammarError(message, param="tools") from None
-    return json.dumps(schema)
+    return json.dumps(schema).replace("%", r"\u0025")  # within texts: no directive of Lark
 
 
 def _quoted(text: str) -> str:

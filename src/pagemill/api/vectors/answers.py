@@ -14,6 +14,16 @@ from pagemill.api.vectors.schema import Document, Encoding
 Vector = list[float] | str  # a base64 text is float32, little-endian
 
 
+class AnswerList(msgspec.Struct, kw_only=True):
+    """What answers share that have one item of `data` for each input, or pair."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    usage: Usage
+
+
 class Embedding(msgspec.Struct, kw_only=True):
     """The embedding of one input."""
 
@@ -22,15 +32,10 @@ class Embedding(msgspec.Struct, kw_only=True):
     embedding: Vector
 
 
-class EmbeddingList(msgspec.Struct, kw_only=True):
+class EmbeddingList(AnswerList, kw_only=True):
     """The answer of `/v1/embeddings`."""
 
-    id: str
-    object: str = "list"
-    created: int
-    model: str
     data: list[Embedding]
-    usage: Usage
 
 
 class PooledData(msgspec.Struct, kw_only=True):
@@ -41,15 +46,10 @@ class PooledData(msgspec.Struct, kw_only=True):
     data: list[float | list[float]] | str
 
 
-class PooledList(msgspec.Struct, kw_only=True):
+class PooledList(AnswerList, kw_only=True):
     """The answer of `/pooling`."""
 
-    id: str
-    object: str = "list"
-    created: int
-    model: str
     data: list[PooledData]
-    usage: Usage
 
 
 class Classification(msgspec.Struct, kw_only=True):
@@ -61,15 +61,10 @@ class Classification(msgspec.Struct, kw_only=True):
     num_classes: int
 
 
-class ClassificationList(msgspec.Struct, kw_only=True):
+class ClassificationList(AnswerList, kw_only=True):
     """The answer of `/classify`."""
 
-    id: str
-    object: str = "list"
-    created: int
-    model: str
     data: list[Classification]
-    usage: Usage
 
 
 class Score(msgspec.Struct, kw_only=True):
@@ -80,15 +75,10 @@ class Score(msgspec.Struct, kw_only=True):
     score: float
 
 
-class ScoreList(msgspec.Struct, kw_only=True):
+class ScoreList(AnswerList, kw_only=True):
     """The answer of `/v1/score`."""
 
-    id: str
-    object: str = "list"
-    created: int
-    model: str
     data: list[Score]
-    usage: Usage
 
 
 class Ranked(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -19,6 +19,7 @@ from pagemill.api.errors import GenerationError
 from pagemill.api.responses import PromptTokensDetails, Usage
 from pagemill.api.sampling import refuse_unsupported
 from pagemill.api.streaming import ignored_header, json_response
+from pagemill.api.vectors.answers import AnswerList
 from pagemill.api.vectors.schema import InputFields, VectorFields
 from pagemill.config.pooling import PoolingConfig
 from pagemill.errors import InvalidParams, PageMillError
@@ -46,10 +47,6 @@ class VectorCall(Generic[B]):
     model: str
     ignored: list[str]
     response_id: str
-
-    @property
-    def created(self) -> int:
-        return int(self.context.clock.wall())
 
     @property
     def keep(self) -> int | None:
@@ -110,6 +107,19 @@ class VectorCall(Generic[B]):
         """The counts; nothing is generated."""
         tokens = self.scope.prompt_tokens
         return Usage(tokens, 0, tokens, PromptTokensDetails(self.scope.cached_tokens))
+
+    def respond_list(self, kind: Callable[..., AnswerList], data: list[Any]) -> Response:
+        """An answer of the given kind."""
+        created = int(self.context.clock.wall())
+        return self.respond(
+            kind(
+                id=self.response_id,
+                created=created,
+                model=self.model,
+                data=data,
+                usage=self.usage(),
+            )
+        )
 
     def respond(self, answer: msgspec.Struct) -> Response:
         """The answer, with the names of fields that had no effect in a header."""

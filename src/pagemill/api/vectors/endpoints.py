@@ -43,15 +43,7 @@ async def embeddings(context: ServerContext, request: Request) -> Response:
         Embedding(index=i, embedding=encoded(output.values, body.encoding_format))
         for i, output in enumerate(outputs)
     ]
-    return call.respond(
-        EmbeddingList(
-            id=call.response_id,
-            created=call.created,
-            model=call.model,
-            data=data,
-            usage=call.usage(),
-        )
-    )
+    return call.respond_list(EmbeddingList, data)
 
 
 async def pooling(context: ServerContext, request: Request) -> Response:
@@ -69,15 +61,7 @@ async def pooling(context: ServerContext, request: Request) -> Response:
         PooledData(index=i, data=encoded_rows(output.values, body.encoding_format))
         for i, output in enumerate(outputs)
     ]
-    return call.respond(
-        PooledList(
-            id=call.response_id,
-            created=call.created,
-            model=call.model,
-            data=data,
-            usage=call.usage(),
-        )
-    )
+    return call.respond_list(PooledList, data)
 
 
 async def classify(context: ServerContext, request: Request) -> Response:
@@ -97,12 +81,4 @@ async def classify(context: ServerContext, request: Request) -> Response:
         )
         for i, output in enumerate(outputs)
     ]
-    return call.respond(
-        ClassificationList(
-            id=call.response_id,
-            created=call.created,
-            model=call.model,
-            data=data,
-            usage=call.usage(),
-        )
-    )
+    return call.respond_list(ClassificationList, data)

@@ -31,14 +31,8 @@ async def score(context: ServerContext, request: Request) -> Response:
     first, second = _texts(call.body.text_1), _texts(call.body.text_2)
     _check_count(max(len(first), len(second)), "text_2", context.limits)
     scores = await _scores(call, pair_up(first, second), "text_2")
-    return call.respond(
-        ScoreList(
-            id=call.response_id,
-            created=call.created,
-            model=call.model,
-            data=[Score(index=i, score=value) for i, value in enumerate(scores)],
-            usage=call.usage(),
-        )
+    return call.respond_list(
+        ScoreList, [Score(index=i, score=value) for i, value in enumerate(scores)]
     )
 
 
@@ -66,6 +60,7 @@ async def _scores(call: VectorCall[B], pairs: list[tuple[str, str]], param: str)
     if call.pooling.task == "embed":
         return await _cosines(call, pairs, params, param)
     check_scores_pairs(call.pooling)
+    _check_size(pairs, param, call.context.limits)
     outputs = await call.run(await call.encode(pairs, param), params)
     return [float(output.values[0]) for output in outputs]
 
@@ -89,6 +84,16 @@ def _check_count(count: int, param: str, limits: Limits) -> None:
         raise InvalidParams(f"{param} must not be empty", param=param)
     if count > limits.max_inputs:
         raise InvalidParams(f"{param} may hold at most {limits.max_inputs} texts", param=param)
+
+
+def _check_size(pairs: list[tuple[str, str]], param: str, limits: Limits) -> None:
+    """A text that is in many pairs is read in each: a small body could be endless work."""
+    size = sum(len(first) + len(second) for first, second in pairs)
+    if size > limits.max_body_bytes:
+        raise InvalidParams(
+            f"the pairs have {size} characters together, and may have {limits.max_body_bytes}",
+            param=param,
+        )
 
 
 def _top_n(asked: int | None, num_documents: int) -> int:

@@ -76,6 +76,8 @@ class Worker:
             board=self._board,
             rate_file=launch.files.rates,
         )
+        if launch.draining:
+            self._context.admission.start_drain()
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until SIGTERM. Raises PageMillError when the model's files cannot be read."""
