@@ -37,6 +37,10 @@ _SCHEMAS_BY_NAME = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 )
 
+# Members by which several schemas describe one object; of the second ones a schema may have one.
+_SHARES_OBJECTS = frozenset({"allOf", "if", "dependentSchemas", "not"})
+_DESCRIBES_OBJECTS = frozenset({"properties", "anyOf", "oneOf", "$ref"})
+
 # JSON in one line or indented, never more: a small model that likes blanks would fill its answer
 # with them. Between two parts there can be one match of this.
 _WHITESPACE = r"\x20{1,2}|\r?\n(\x20{0,24}|\t{0,8})"
@@ -52,7 +56,7 @@ def to_grammar(spec: StructuredOutputs, special_tokens: frozenset[str] = frozens
     """
     if spec.json is not None:
         schema = _parse_schema(spec.json)
-        return _from_schema(schema, _blanks(spec), closed=bool(spec.disable_additional_properties))
+        return _from_schema(schema, _blanks(spec), closed=spec.disable_additional_properties)
     if spec.json_object:
         return _from_schema({"type": "object"}, _blanks(spec))
     if spec.regex is not None:
@@ -105,14 +109,14 @@ def _blanks(spec: StructuredOutputs) -> JsonCompileOptions:
     return {"whitespace_pattern": _WHITESPACE if pattern is None else pattern}
 
 
-def _from_schema(schema: Any, blanks: JsonCompileOptions, *, closed: bool = False) -> str:
+def _from_schema(schema: Any, blanks: JsonCompileOptions, *, closed: bool | None = None) -> str:
     from llguidance import LLMatcher
 
     if not isinstance(schema, dict | bool):
         raise GrammarError("a JSON schema must be an object", _PARAM)
     if isinstance(schema, dict):
         _check_schema(schema)
-        schema = _closed(schema) if closed else schema
+        schema = _closed(schema) if closed else close_by_default(schema, closed)
     try:
         text = json.dumps(schema, allow_nan=False)
     except (ValueError, TypeError) as error:
@@ -136,6 +140,29 @@ def _check_schema(schema: dict[str, Any]) -> None:
         if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
             raise GrammarError(f"an object has more than {MAX_PROPERTIES} properties", _PARAM)
     check_references(schema)
+
+
+def close_by_default(schema: dict[str, Any], closed: bool | None = None) -> dict[str, Any]:
+    """Without properties that the schema does not name, unless it or the caller allows them.
+
+    What is left out is valid without them too, and a small model would go on adding some. Where
+    several schemas describe one object, each names a part only, and all stay open.
+    """
+    if closed is False or not all(_names_all(node) for node, _ in walk(schema)):
+        return schema
+    result: dict[str, Any] = _closed(schema)
+    return result
+
+
+def _names_all(node: Any) -> bool:
+    if not isinstance(node, dict):
+        return True
+    if _SHARES_OBJECTS & node.keys() or len(_DESCRIBES_OBJECTS & node.keys()) > 1:
+        return False
+    named, required = node.get("properties"), node.get("required")
+    if not isinstance(named, dict) or not isinstance(required, list):
+        return True
+    return all(isinstance(name, str) and name in named for name in required)
 
 
 def _closed(schema: Any) -> Any:

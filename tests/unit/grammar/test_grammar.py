@@ -6,6 +6,7 @@ import json
 import random
 import re
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,6 +281,27 @@ def test_properties_that_no_schema_names_can_be_turned_off(manager: GrammarManag
         assert can_write(manager, spec, '{"b": 1}') is not closed
         assert can_write(manager, spec, '{"a": {"b": 1}}') is not closed
         assert can_write(manager, spec, '{"a": {"additionalProperties": 1}}') is not closed
+
+
+OPEN = {
+    "pieces of one object": {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+    "a required name without a schema": {"properties": {"a": {}}, "required": ["b"]},
+    "what the schema says": {"properties": {"a": {}}, "additionalProperties": {"type": "integer"}},
+}
+
+
+def test_objects_are_closed_where_one_schema_names_all(manager: GrammarManager) -> None:
+    spec = StructuredOutputs(json={"type": "object", "properties": {"a": {"type": "integer"}}})
+    assert can_write(manager, spec, '{"a": 1}')
+    assert not can_write(manager, spec, '{"b": 1}')
+
+
+@pytest.mark.parametrize("schema", OPEN.values(), ids=OPEN.keys())
+def test_objects_stay_open_where_closing_could_contradict(
+    manager: GrammarManager, schema: dict[str, Any]
+) -> None:
+    spec = StructuredOutputs(json={"type": "object", **schema})
+    assert can_write(manager, spec, '{"b": 1}')
 
 
 def test_exactly_one_constraint() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pagemill.api.tools.formats import ReasoningFormat, ToolFormat
 from pagemill.errors import GrammarError
-from pagemill.grammar.source import BLANKS_GUIDANCE, check_grammar
+from pagemill.grammar.source import BLANKS_GUIDANCE, check_grammar, close_by_default
 from pagemill.params import StructuredOutputs
 
 Mode = Literal["none", "auto", "required"]
@@ -59,7 +59,8 @@ def _schema_text(name: str, parameters: Mapping[str, Any]) -> str:
     except GrammarError as error:
         message = f"the parameters of the tool {name[:100]!r}: {error.message}"
         raise GrammarError(message, param="tools") from None
-    return json.dumps(schema).replace("%", r"\u0025")  # within texts: no directive of Lark
+    text = json.dumps(close_by_default(schema))
+    return text.replace("%", r"\u0025")  # within texts: no directive of Lark
 
 
 def _quoted(text: str) -> str:
