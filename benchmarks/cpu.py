@@ -116,7 +116,7 @@ def serving(command: str, log: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    target = Target("127.0.0.1", port, "/v1/completions")
+    target = Target("127.0.0.1", port, "/v1/completions", ("Connection: close",))
     try:
         wait_ready(target, START_TIMEOUT)
         yield Server(target, process, time.perf_counter() - began)

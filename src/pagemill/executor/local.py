@@ -275,7 +275,9 @@ def _load(
         keep_groups=context.quant.keeps_groups,
         allocate=_staging(device),
     )
-    return load_model(model_config, context, weights, build=build)
+    model = load_model(model_config, context, weights, build=build)
+    device.release_memory()  # what reading and repacking took
+    return model
 
 
 def _staging(device: Device) -> Allocate | None:
