@@ -38,7 +38,7 @@ from pagemill.bench.records import Call
 from pagemill.bench.serve import first_model, wait_ready
 from pagemill.bench.summary import summarise
 
-START_TIMEOUT = 120.0
+START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
 
 
