@@ -120,6 +120,10 @@ class PackedGraphs:
         self._most_graphs = _MOST_GRAPHS
         self._eager_steps: Counter[Size] = Counter()  # of what is not captured yet
 
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs)
+
     def find(self, num_tokens: int, num_rows: int, sampling: Sampling) -> Graph | None:
         """A graph that holds such a step without much padding; None: it runs eagerly.
 
