@@ -11,6 +11,7 @@ when a step that should be a graph is not.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -213,6 +214,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     for name in args.models:
         run_model(name, args.steps)
+        gc.collect()
         torch.cuda.empty_cache()
 
 
