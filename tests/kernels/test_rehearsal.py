@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from pagemill.executor.parts import (
 )
 from pagemill.models.loader import load_model
 from pagemill.ops.triton import launch
-from pagemill.ops.triton.collect import GpuModel, KernelVariant, collecting, use_compile_only
+from pagemill.ops.triton.collect import GpuModel, collecting, use_compile_only
 from pagemill.params import SamplingParams
 from pagemill.runner.memory import dummy_batch
 from pagemill.runner.runner import ModelRunner
-from unit.runner.test_graphs import GraphDevice
+from unit.runner.graph_harness import GraphDevice
 
 pytestmark = pytest.mark.skipif(DEVICES != ["cpu"], reason="needs the interpreter")
 
@@ -48,9 +49,10 @@ FACTS = DeviceFacts(
 GREEDY = SamplingParams(temperature=0.0)
 RANDOM = SamplingParams(temperature=0.7)
 FILTERED = SamplingParams(temperature=0.7, top_k=5, top_p=0.8, min_p=0.05)
-NUM_ROWS = 20
+NUM_ROWS = 18
 
-Variants = dict[tuple[str, str], KernelVariant]
+Variants = set[tuple[str, str]]
+Noting = Callable[[], AbstractContextManager[Variants]]
 
 
 def make_config(folder: Path, kind: str, dtype: str, **other: Any) -> EngineConfig:
@@ -59,7 +61,7 @@ def make_config(folder: Path, kind: str, dtype: str, **other: Any) -> EngineConf
         "model_type": kind,
         "hidden_size": 64,
         "intermediate_size": 96,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
@@ -100,34 +102,30 @@ def compile_only() -> Iterator[None]:
 
 
 @pytest.fixture
-def note_launches(
-    monkeypatch: pytest.MonkeyPatch, compile_only: None
-) -> Callable[[Variants], None]:
+def note_launches(monkeypatch: pytest.MonkeyPatch, compile_only: None) -> Noting:
     """Notes every launch; tensors without memory are not computed with."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
     twins: dict[Any, Any] = {}
     interpret = InterpretedFunction.run
-    noted: list[Variants] = [{}]
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        twin = twins.setdefault(self.fn, JITFunction(self.fn, **self.kwargs))
-
-        def note(variant: KernelVariant) -> None:
-            noted[0][variant.name, variant.data] = variant
-
-        with collecting(note):
-            assert twin.run(*args, grid=grid, warmup=True, **kwargs) is None
+        if self.fn not in twins:
+            twins[self.fn] = JITFunction(self.fn, **self.kwargs)
+        assert twins[self.fn].run(*args, grid=grid, warmup=True, **kwargs) is None
         if not any(isinstance(arg, torch.Tensor) and arg.is_meta for arg in args):
             interpret(self, *args, grid=grid, warmup=warmup, **kwargs)
 
     monkeypatch.setattr(InterpretedFunction, "run", run)
 
-    def into(variants: Variants) -> None:
-        noted[0] = variants
+    @contextmanager
+    def noting() -> Iterator[Variants]:
+        found: Variants = set()
+        with collecting(lambda variant: found.add((variant.name, variant.data))):
+            yield found
 
-    return into
+    return noting
 
 
 def rehearse(config: EngineConfig) -> Iterator[None]:
@@ -140,9 +138,10 @@ def rehearse(config: EngineConfig) -> Iterator[None]:
 def real_runner(config: EngineConfig) -> ModelRunner:
     """On the CPU, with the GPU's kernels in the interpreter."""
     device = GraphDevice(1)
-    context = build_context(config, device)
+    model_config = open_checkpoint(config.model).model_config()
+    context = build_context(config, model_config, device)
     attention = choose_attention(config, device)
-    model = load_model(open_checkpoint(config.model).model_config(), context, None)
+    model = load_model(model_config, context, None)
     plan = CachePlan(config, model, cache_type(config, device))
     decode_ops = find_decode_ops(config, context.ops, attention)
     runner = build_runner(
@@ -187,19 +186,17 @@ def serve(runner: ModelRunner) -> None:
 )
 def test_no_variant_is_left_out(
     tmp_path: Path,
-    note_launches: Callable[[Variants], None],
+    note_launches: Noting,
     kind: str,
     dtype: str,
     other: dict[str, Any],
 ) -> None:
     config = make_config(tmp_path, kind, dtype, **other)
-    found: Variants = {}
-    note_launches(found)
-    for _ in rehearse(config):
-        pass
-    launched: Variants = {}
-    note_launches(launched)
-    serve(real_runner(config))
+    with note_launches() as found:
+        for _ in rehearse(config):
+            pass
+    with note_launches() as launched:
+        serve(real_runner(config))
     assert len(launched) > 10
-    missing = [f"{name}: {data}" for name, data in launched.keys() - found.keys()]
+    missing = [f"{name}: {data}" for name, data in launched - found]
     assert not missing, "\n".join(missing)

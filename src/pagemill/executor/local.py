@@ -118,7 +118,7 @@ def build_local_executor(
     model_config = replace(checkpoint.model_config(), max_position=config.max_model_len)
     config = _with_kernels(config, device, report)
     attention = choose_attention(config, device)
-    context = build_context(config, device)
+    context = build_context(config, model_config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
     phases.begin("weights")
     model = _load(config, model_config, context, checkpoint, device, report)
@@ -285,7 +285,9 @@ def _load(
         keep_groups=context.quant.keeps_groups,
         allocate=_staging(device),
     )
-    return load_model(model_config, context, weights, build=build)
+    model = load_model(model_config, context, weights, build=build)
+    device.release_memory()  # what reading and repacking took
+    return model
 
 
 def _staging(device: Device) -> Allocate | None:

@@ -8,6 +8,8 @@ from pagemill.attention.base import AttentionBackend, FusedAttention
 from pagemill.attention.deterministic import make_deterministic
 from pagemill.attention.select import select_attention
 from pagemill.config.engine import EngineConfig
+from pagemill.config.model import ModelConfig
+from pagemill.config.quantization import checkpoint_scheme
 from pagemill.device.base import Device
 from pagemill.executor.base import Runner
 from pagemill.executor.cache import CachePlan
@@ -47,11 +49,12 @@ def choose_attention(config: EngineConfig, device: Device) -> AttentionBackend:
     return make_deterministic(attention) if config.deterministic else attention
 
 
-def build_context(config: EngineConfig, device: Device) -> BuildContext:
+def build_context(config: EngineConfig, model: ModelConfig, device: Device) -> BuildContext:
     ops = select_ops(device.type, config.ops)
     if config.deterministic:
         ops = DeterministicOps(ops, device.type)
-    quant = select_quant(config.quantization, device.type, ops)
+    stored_fp8 = bool(checkpoint_scheme(model.quantization))
+    quant = select_quant(config.quantization, device.type, ops, stored_fp8=stored_fp8)
     return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
 
 

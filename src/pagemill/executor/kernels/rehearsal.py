@@ -27,6 +27,7 @@ from pagemill.executor.parts import (
     find_decode_ops,
 )
 from pagemill.executor.pooling import select_builder
+from pagemill.ops.decode import DecodeOps
 from pagemill.params import SamplingParams
 from pagemill.runner.memory import cache_budget, dummy_batch, largest_batch
 from pagemill.runner.runner import ModelRunner
@@ -54,7 +55,7 @@ class Rehearsal:
         model_config = open_checkpoint(config.model).model_config()
         model_config = replace(model_config, max_position=config.max_model_len)
         self._attention = choose_attention(config, device)
-        self._context = build_context(config, device)
+        self._context = build_context(config, model_config, device)
         self._model = select_builder(config)(model_config, self._context)
         self._model.finish_loading()
         assert isinstance(self._model, torch.nn.Module)
@@ -65,9 +66,11 @@ class Rehearsal:
         # What is left beside the weights is nearly what the engine will find: the cache's size
         # matters only where offsets into it need 64 bits.
         fit = self._plan.fit(cache_budget(config, device, sum(w.nbytes for w in weights)))
-        self._num_blocks = fit.num_blocks
         fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
-        self._serving = self._runner(fitted, fit.num_blocks)
+        decode_ops = find_decode_ops(config, self._context.ops, self._attention)
+        self._serving = self._runner(fitted, fit.num_blocks, decode_ops)
+        # Steps for which there is no graph yet.
+        self._eager = self._runner(fitted, fit.num_blocks)
 
     def start(self) -> Iterator[None]:
         """What an engine computes before its first token, and that token for common prompts."""
@@ -87,7 +90,7 @@ class Rehearsal:
 
     def serving(self) -> Iterator[None]:
         """What comes up later, the likeliest first."""
-        self._run(self._serving, largest_batch(self._config))
+        self._run(self._eager, largest_batch(self._config))
         yield
         runner = self._serving
         if isinstance(runner, ModelRunner):
@@ -104,27 +107,20 @@ class Rehearsal:
                 self._prompts([num_tokens] + [1] * beside, _GREEDY)
                 yield
 
-    def _runner(self, config: EngineConfig, num_blocks: int) -> Runner:
-        ops = self._context.ops
-        decode_ops = None
-        if num_blocks > 1:
-            decode_ops = find_decode_ops(config, ops, self._attention)
+    def _runner(
+        self, config: EngineConfig, num_blocks: int, decode_ops: DecodeOps | None = None
+    ) -> Runner:
+        ops, device, attention = self._context.ops, self._device, self._attention
         return build_runner(
-            config,
-            self._model,
-            self._device,
-            self._attention,
-            self._plan,
-            num_blocks,
-            ops,
-            decode_ops,
+            config, self._model, device, attention, self._plan, num_blocks, ops, decode_ops
         )
 
     def _prompts(self, num_query: list[int], params: SamplingParams) -> None:
         config = self._config
         fits = sum(num_query) <= config.max_num_batched_tokens
         if fits and max(num_query) < config.max_model_len and len(num_query) <= config.max_num_seqs:
-            self._run(self._serving, dummy_batch(np.array(num_query, np.int32), params))
+            for runner in (self._serving, self._eager):
+                self._run(runner, dummy_batch(np.array(num_query, np.int32), params))
 
     def _decode(self, num_rows: int, params: SamplingParams) -> None:
         config = self._config
