@@ -93,8 +93,7 @@ class ShapeDevice:
         return _Done(None)
 
     def capture(self, work: Callable[[], None]) -> _NothingCaptured:
-        work()
-        return _NothingCaptured()
+        return _NothingCaptured()  # `work` has been run once before
 
     def release_memory(self) -> None: ...
 

@@ -151,7 +151,20 @@ def build_local_executor(
     )
     resident = Resident(model, recipe.start(model), device, recipe)
     report(phases.summary() + _say_kernels(ahead, compile_log))
-    info = EngineInfo(
+    info = _describe(config, device, attention, plan, fit, num_bytes)
+    return LocalExecutor(resident, info, kernels)
+
+
+def _describe(
+    config: EngineConfig,
+    device: Device,
+    attention: AttentionBackend,
+    plan: CachePlan,
+    fit: CacheFit,
+    weight_bytes: int,
+) -> EngineInfo:
+    """What the frontends are told of an engine."""
+    return EngineInfo(
         max_model_len=fit.max_model_len,
         num_blocks=fit.num_blocks,
         block_size=config.block_size,
@@ -161,13 +174,12 @@ def build_local_executor(
         dtype=config.dtype,
         attention=attention_name(config, attention),
         quantization=config.quantization,
-        weight_bytes=num_bytes,
+        weight_bytes=weight_bytes,
         cache_bytes=fit.num_bytes,
         cache_groups=plan.tables.groups,
         cache_tokens=plan.layout(fit.num_blocks).num_tokens(fit.max_model_len),
         pooling=config.pooling,
     )
-    return LocalExecutor(resident, info, kernels)
 
 
 def _watch_compiler(device: Device) -> CompileLog | None:

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 _WARP_SIZE = 32
+_NO_DEVICE = -1  # Triton keeps kernels by device; none of a real one may be met here
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,16 @@ class KernelVariant:
         return not all(found)
 
 
+class _Skipped:
+    """In place of a compiled kernel: launches nothing."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *_: Any) -> None: ...
+
+    def run(self, *_: Any) -> None: ...
+
+
 class _Properties:
     """`driver.active.utils`, as far as kernels and launches ask it."""
 
@@ -62,7 +73,7 @@ class _Properties:
 class CompileOnlyDriver:
     """Stands in for Triton's CUDA driver: compiles for `gpu`, which need not be there.
 
-    It cannot launch. Set it active in a process of its own: Triton has one driver for all threads.
+    Set it active in a process of its own: Triton has one driver for all threads.
     """
 
     def __init__(self, gpu: GpuModel) -> None:
@@ -74,7 +85,7 @@ class CompileOnlyDriver:
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        return _NO_DEVICE
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -89,18 +100,19 @@ def use_compile_only(gpu: GpuModel) -> None:
 def collecting(needed: Callable[[KernelVariant], None]) -> Iterator[None]:
     """Launches are skipped; `needed` gets each variant once, when it is first used.
 
-    Only with `use_compile_only`: kernels that a real driver has compiled before would be launched.
+    Only with `use_compile_only`: a real driver would launch kernels that it has compiled before.
     """
     assert isinstance(driver.active, CompileOnlyDriver)
 
     seen: set[tuple[str, str, str]] = set()
 
-    def skip(**launch: Any) -> bool:
-        function, data = launch["fn"], launch["compile"]["specialization_data"]
-        key = function.module, function.name, data
-        if key not in seen:
-            seen.add(key)
-            needed(KernelVariant(function.name, function.jit_function, data))
+    def skip(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002
+        variant = KernelVariant(fn.name, fn.jit_function, compile["specialization_data"])
+        if (fn.module, fn.name, variant.data) not in seen:
+            seen.add((fn.module, fn.name, variant.data))
+            needed(variant)
+        # Triton would work out all of this again for each launch, which takes ten times as long.
+        fn.jit_function.device_caches[_NO_DEVICE][0][key] = _Skipped()
         return True
 
     with knobs.runtime.scope():
