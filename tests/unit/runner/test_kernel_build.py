@@ -147,6 +147,15 @@ def test_a_process_that_ends_early_is_done_without(caplog: pytest.LogCaptureFixt
     assert "code 3" in caplog.text
 
 
+def test_nobody_waits_for_what_no_start_needs() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+    kernels = KernelBuild(process, hurry=False)
+    assert kernels.wait(lambda phase: None) is None and process.poll() is None
+    kernels.close()
+
+
 def test_closing_ends_what_still_compiles() -> None:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
@@ -172,5 +181,5 @@ def test_nothing_is_started_for_cpus_or_when_all_is_compiled(
 
 
 def test_the_job_keeps_what_it_names() -> None:
-    job = Job(CONFIG, FACTS, "/tmp/stamp")
+    job = Job(CONFIG, FACTS, "/tmp/start", "/tmp/full", hurry=False)
     assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job

@@ -30,8 +30,9 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 class KernelBuild:
     """A process that fills Triton's cache folder while the engine imports and reads weights."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], *, hurry: bool = True) -> None:
         self._process = process
+        self._hurry = hurry  # the engine needs what is compiled first
 
     @classmethod
     def start(cls, config: EngineConfig) -> KernelBuild | None:
@@ -43,8 +44,10 @@ class KernelBuild:
             return None
         facts = detect("cuda")
         stamp = _stamp(config, facts)
+        start_stamp = stamp.with_name(f"{stamp.name}-start")
         if stamp.exists():
             return None
+        job = Job(config, facts, str(start_stamp), str(stamp), hurry=not start_stamp.exists())
         process = subprocess.Popen(
             _COMMAND,
             stdin=subprocess.PIPE,
@@ -54,18 +57,21 @@ class KernelBuild:
         )
         assert process.stdin is not None
         try:
-            process.stdin.write(msgspec.json.encode(Job(config, facts, str(stamp))) + b"\n")
+            process.stdin.write(msgspec.json.encode(job) + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
             pass  # it died at once; `wait` says so
-        return cls(process)
+        return cls(process, hurry=job.hurry)
 
     def wait(self, report: Callable[[str], None]) -> Progress | None:
         """Until all that a start launches is compiled; the rest goes on in the background.
 
-        None, with a line in the log, when the process fails: kernels are then compiled one by one.
-        Raises ModelLoadError that names a kernel when one does not compile.
+        None where that was so before, and, with a line in the log, when the process fails: kernels
+        are then compiled one by one. Raises ModelLoadError with the name of a kernel that does not
+        compile.
         """
+        if not self._hurry:
+            return None
         assert self._process.stdout is not None
         for line in self._process.stdout:
             progress = msgspec.json.decode(line, type=Progress)

@@ -9,11 +9,13 @@ from pagemill.config.facts import DeviceFacts
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What to compile for; `stamp` is a file to make when all of it is done."""
+    """What to compile for, and files to make when what a start needs is done, and when all is."""
 
     config: EngineConfig
     facts: DeviceFacts
-    stamp: str
+    start_stamp: str
+    full_stamp: str
+    hurry: bool = True  # a start waits for it
 
 
 class Progress(msgspec.Struct, frozen=True):

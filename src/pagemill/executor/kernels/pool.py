@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_BACKGROUND_NICENESS = 10
+BACKGROUND_NICENESS = 10
 _MAX_ERROR = 4000  # bytes: fits into a pipe that nobody reads yet
 COMPILED, FOUND, FAILED = 0, 3, 4  # how a child exits
 
@@ -54,7 +54,7 @@ class ForkPool:
 
     def to_background(self) -> None:
         """Whatever is begun from now on leaves the cores to others."""
-        self._niceness = _BACKGROUND_NICENESS
+        self._niceness = max(0, BACKGROUND_NICENESS - os.nice(0))
 
     @property
     def left(self) -> int:

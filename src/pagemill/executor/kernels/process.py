@@ -16,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from pagemill.errors import PageMillError
 from pagemill.executor.kernels.messages import Job, Progress
-from pagemill.executor.kernels.pool import ForkPool, Work
+from pagemill.executor.kernels.pool import BACKGROUND_NICENESS, ForkPool, Work
 
 _TURN_SECONDS = 0.05
 
@@ -103,17 +104,32 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _warm_up()
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    if not job.hurry:
+        os.nice(BACKGROUND_NICENESS)
+    try:
+        return _work(job)
+    except PageMillError:
+        return 1  # the engine meets the same, and says so
+
+
+def _work(job: Job) -> int:
     last, ready = None, False
     for progress in compile_all(job):
         _end_with_parent()
         if progress != last and not ready:
             _say(progress)
+        if progress.ready:
+            _make_stamp(job.start_stamp, progress)
         last, ready = progress, ready or progress.ready
-    if last is not None and not last.failed:
-        stamp = Path(job.stamp)
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
+    if last is not None:
+        _make_stamp(job.full_stamp, last)
     return 0
+
+
+def _make_stamp(path: str, progress: Progress) -> None:
+    if not progress.failed:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
 
 
 if __name__ == "__main__":
