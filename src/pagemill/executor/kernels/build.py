@@ -42,6 +42,8 @@ class KernelBuild:
         """
         if config.device != "cuda" or config.ops != "default" or not find_spec("triton"):
             return None
+        if config.pooling is not None and not config.pooling.cached:
+            return None  # encoders, whose pooling asks the device how long texts are
         facts = detect("cuda")
         stamp = _stamp(config, facts)
         start_stamp = stamp.with_name(f"{stamp.name}-start")

@@ -110,6 +110,9 @@ def main() -> int:
         return _work(job)
     except PageMillError:
         return 1  # the engine meets the same, and says so
+    except Exception as error:  # noqa: BLE001 - the engine can do without, if more slowly
+        sys.stderr.write(f"kernels cannot be found ahead: {type(error).__name__}: {error}\n")
+        return 1
 
 
 def _work(job: Job) -> int:

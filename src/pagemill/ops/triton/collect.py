@@ -98,7 +98,7 @@ def use_compile_only(gpu: GpuModel) -> None:
 
 @contextmanager
 def collecting(needed: Callable[[KernelVariant], None]) -> Iterator[None]:
-    """Launches are skipped; `needed` gets each variant once, when it is first used.
+    """Launches are skipped; `needed` gets each variant once in a process, when it is first used.
 
     Only with `use_compile_only`: a real driver would launch kernels that it has compiled before.
     """
