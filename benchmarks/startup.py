@@ -168,7 +168,9 @@ def main() -> None:
                 f"first token after {done.first_token:.2f} s",
                 flush=True,
             )
-            print("\n".join("    " + line for line in done.lines if "engine up in" in line))
+            told = ("engine up in", "was compiled for", "compiles kernels")
+            lines = [line for line in done.lines if any(part in line for part in told)]
+            print("\n".join("    " + line for line in lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from pagemill.errors import ConfigError
 
-_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+# CUdevice_attribute of the driver API
+_MULTIPROCESSORS = 16
+_CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
+_SHARED_MEMORY_OPTIN = 97
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -26,6 +29,8 @@ class DeviceFacts:
     bfloat16: bool
     capability: tuple[int, int] = (0, 0)  # CUDA compute capability
     native_kernels: bool = False  # for CPUs: whether the C++ kernels were built
+    num_sms: int = 0  # CUDA multiprocessors
+    shared_memory: int = 0  # bytes that one block of a CUDA kernel may ask for
 
 
 def detect(device: str = "auto") -> DeviceFacts:
@@ -114,14 +119,20 @@ def _cuda() -> DeviceFacts | None:
     driver.cuDeviceGet(ctypes.byref(device), 0)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        return value.value
+
+    major, minor = attribute(_CAPABILITY_MAJOR), attribute(_CAPABILITY_MINOR)
     return DeviceFacts(
         type="cuda",
         name=name.value.decode(errors="replace"),
         total_memory=memory.value,
         num_threads=_usable_cores(0),
-        bfloat16=major.value >= 8,
-        capability=(major.value, minor.value),
+        bfloat16=major >= 8,
+        capability=(major, minor),
+        num_sms=attribute(_MULTIPROCESSORS),
+        shared_memory=attribute(_SHARED_MEMORY_OPTIN),
     )

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagemill.config.engine import EngineConfig
+from pagemill.executor.kernels.build import KernelBuild
 
 if TYPE_CHECKING:
     from pagemill.engine.engine import Engine
@@ -24,13 +25,25 @@ def build_engine(config: EngineConfig, report: Callable[[str], None]) -> Engine:
     Raises ModelLoadError or ConfigError with one readable line.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)  # read when torch is imported
+    kernels = KernelBuild.start(config)  # first of all: it imports torch at the same time
+    try:
+        return _build(config, report, kernels)
+    except BaseException:
+        if kernels is not None:
+            kernels.close()
+        raise
+
+
+def _build(
+    config: EngineConfig, report: Callable[[str], None], kernels: KernelBuild | None
+) -> Engine:
     from pagemill.engine.engine import Engine
     from pagemill.executor.local import build_local_executor
     from pagemill.grammar.compiler import GrammarCompiler
     from pagemill.grammar.manager import GrammarManager
     from pagemill.grammar.vocabulary import read_vocabulary
 
-    executor = build_local_executor(config, report)
+    executor = build_local_executor(config, report, kernels)
     return Engine(
         config,
         executor,

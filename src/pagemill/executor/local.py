@@ -5,64 +5,68 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagemill.attention.base import AttentionBackend, FusedAttention
-from pagemill.attention.deterministic import make_deterministic
-from pagemill.attention.select import select_attention
+from pagemill.attention.base import AttentionBackend
 from pagemill.checkpoint.base import Checkpoint
 from pagemill.checkpoint.open import open_checkpoint
 from pagemill.checkpoint.read_ahead import Allocate
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.config.engine import EngineConfig
 from pagemill.config.model import ModelConfig
-from pagemill.config.quantization import checkpoint_scheme
 from pagemill.device.base import Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
 from pagemill.executor.base import PendingResult, Runner
 from pagemill.executor.cache import CachePlan
+from pagemill.executor.kernels.build import KernelBuild
+from pagemill.executor.kernels.messages import Progress
+from pagemill.executor.parts import (
+    build_context,
+    build_runner,
+    cache_type,
+    choose_attention,
+    find_decode_ops,
+)
 from pagemill.executor.phases import Phases
-from pagemill.executor.pooling import attention_name, build_pooling_runner, select_builder
+from pagemill.executor.pooling import attention_name, select_builder
 from pagemill.executor.sleeping import Recipe, Resident
 from pagemill.layers.base import BuildContext
-from pagemill.models.base import AnyModel, PooledModel
+from pagemill.models.base import AnyModel
 from pagemill.models.loader import load_model
 from pagemill.models.weights import weight_slots
 from pagemill.ops.base import Ops
 from pagemill.ops.decode import DecodeOps
-from pagemill.ops.deterministic import DeterministicOps
-from pagemill.ops.sampling import SamplingOps
-from pagemill.ops.select import has_native_kernels, select_ops
-from pagemill.quant.select import select_quant
+from pagemill.ops.select import has_native_kernels
 from pagemill.runner.memory import CacheFit, cache_budget, largest_batch
 from pagemill.runner.runner import ModelRunner
 from pagemill.scheduler.batch import Batch
-from pagemill.speculative.select import select_speculator
+
+if TYPE_CHECKING:
+    from pagemill.ops.triton.compile_log import CompileLog
 
 Report = Callable[[str], None]
 
 _GIB = 2**30
-_DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
 _GROUPED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
 
 
 class LocalExecutor:
     """Implements `Executor` with a runner in this process."""
 
-    def __init__(self, resident: Resident, info: EngineInfo) -> None:
+    def __init__(
+        self, resident: Resident, info: EngineInfo, kernels: KernelBuild | None = None
+    ) -> None:
         self._resident = resident
         self._info = info
+        self._kernels = kernels  # some may be compiled in the background still
 
     @property
     def info(self) -> EngineInfo:
@@ -94,31 +98,41 @@ class LocalExecutor:
     def shutdown(self) -> None:
         """Finish what was submitted and let go of weights and cache."""
         self._resident.close()
+        if self._kernels is not None:
+            self._kernels.close()
 
 
-def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
+def build_local_executor(
+    config: EngineConfig, report: Report, kernels: KernelBuild | None = None
+) -> LocalExecutor:
     """Load the model that `config` names and give it a KV cache that fits.
 
-    `report` is told the phases. Raises ModelLoadError or ConfigError with one readable line.
+    `report` is told the phases; `kernels` is what compiles them meanwhile, if anything does. Raises
+    ModelLoadError or ConfigError with one readable line.
     """
     phases = Phases("device")
     device = select_device(config.device, config.num_threads)
+    compile_log = _watch_compiler(device)
     checkpoint = open_checkpoint(config.model)
     # The rotary tables need no more places than the context that is served.
     model_config = replace(checkpoint.model_config(), max_position=config.max_model_len)
     config = _with_kernels(config, device, report)
-    attention = _select_attention(config, device)
-    context = _build_context(config, model_config, device)
+    attention = choose_attention(config, device)
+    context = build_context(config, model_config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
     phases.begin("weights")
     model = _load(config, model_config, context, checkpoint, device, report)
+    ahead = None
+    if kernels is not None:
+        phases.begin("waiting for kernels")
+        ahead = kernels.wait(report)
     phases.begin("memory and first kernels")
-    plan = CachePlan(config, model, _cache_type(config, device))
+    plan = CachePlan(config, model, cache_type(config, device))
     fit = _fit_memory(config, model, device, attention, plan, context.ops, report)
     if fit.remark:
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
-    decode_ops = _decode_ops(config, context.ops, attention)
+    decode_ops = find_decode_ops(config, context.ops, attention)
     if decode_ops is not None and config.pooling is None:
         report("capturing graphs of decode steps")
     phases.begin("cache and graphs")
@@ -136,8 +150,21 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         ),
     )
     resident = Resident(model, recipe.start(model), device, recipe)
-    report(phases.summary())
-    info = EngineInfo(
+    report(phases.summary() + _say_kernels(ahead, compile_log))
+    info = _describe(config, device, attention, plan, fit, num_bytes)
+    return LocalExecutor(resident, info, kernels)
+
+
+def _describe(
+    config: EngineConfig,
+    device: Device,
+    attention: AttentionBackend,
+    plan: CachePlan,
+    fit: CacheFit,
+    weight_bytes: int,
+) -> EngineInfo:
+    """What the frontends are told of an engine."""
+    return EngineInfo(
         max_model_len=fit.max_model_len,
         num_blocks=fit.num_blocks,
         block_size=config.block_size,
@@ -147,13 +174,30 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
         dtype=config.dtype,
         attention=attention_name(config, attention),
         quantization=config.quantization,
-        weight_bytes=num_bytes,
+        weight_bytes=weight_bytes,
         cache_bytes=fit.num_bytes,
         cache_groups=plan.tables.groups,
         cache_tokens=plan.layout(fit.num_blocks).num_tokens(fit.max_model_len),
         pooling=config.pooling,
     )
-    return LocalExecutor(resident, info)
+
+
+def _watch_compiler(device: Device) -> CompileLog | None:
+    """Notes each kernel that this process has to compile itself."""
+    if device.type != "cuda" or not find_spec("triton"):
+        return None
+    from pagemill.ops.triton.compile_log import CompileLog
+
+    return CompileLog()
+
+
+def _say_kernels(ahead: Progress | None, log: CompileLog | None) -> str:
+    """The end of the line about the start."""
+    if log is None:
+        return ""
+    log.serving = True
+    compiled, found = (ahead.compiled, ahead.found) if ahead is not None else (0, 0)
+    return f"; kernels: {compiled} compiled ahead, {found} found, {log.compiled} compiled late"
 
 
 def _reload(
@@ -184,7 +228,7 @@ def _start_runner(
     decode_ops: DecodeOps | None,
 ) -> Runner:
     """A runner with its graphs. Raises ModelLoadError when the cache does not fit."""
-    runner = _build_runner(config, model, device, attention, plan, num_blocks, ops, decode_ops)
+    runner = build_runner(config, model, device, attention, plan, num_blocks, ops, decode_ops)
     if isinstance(runner, ModelRunner) and decode_ops is not None:
         runner.capture_graphs()
     return runner
@@ -199,30 +243,6 @@ def _with_kernels(config: EngineConfig, device: Device, report: Report) -> Engin
     why = "they have no float16" if has_native_kernels() else "installed without a C++ compiler"
     report(f"torch's kernels stand in for the C++ ones ({why}): slower")
     return msgspec.structs.replace(config, ops="reference", attention_backend="torch")
-
-
-def _decode_ops(config: EngineConfig, ops: Ops, attention: AttentionBackend) -> DecodeOps | None:
-    """The kernels around captured decode steps; None where these cannot be captured.
-
-    Deterministic mode goes without: a row's kernels would depend on the padded number of rows.
-    """
-    if config.deterministic or not config.cuda_graphs or not isinstance(attention, FusedAttention):
-        return None
-    return ops if isinstance(ops, DecodeOps) else None
-
-
-def _select_attention(config: EngineConfig, device: Device) -> AttentionBackend:
-    attention = select_attention(device.type, config.attention_backend)
-    return make_deterministic(attention) if config.deterministic else attention
-
-
-def _build_context(config: EngineConfig, model: ModelConfig, device: Device) -> BuildContext:
-    ops = select_ops(device.type, config.ops)
-    if config.deterministic:
-        ops = DeterministicOps(ops, device.type)
-    stored_fp8 = bool(checkpoint_scheme(model.quantization))
-    quant = select_quant(config.quantization, device.type, ops, stored_fp8=stored_fp8)
-    return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
 
 
 def _check_weights_fit(
@@ -301,38 +321,9 @@ def _fit_memory(
     report("measuring memory")
 
     def run_largest_batch() -> None:
-        runner = _build_runner(config, model, device, attention, plan, 1, ops)
+        runner = build_runner(config, model, device, attention, plan, 1, ops)
         batch = largest_batch(config)
         runner.forward(batch)
         runner.sample(batch).wait()
 
     return plan.fit(cache_budget(config, device, device.peak_memory(run_largest_batch)))
-
-
-def _cache_type(config: EngineConfig, device: Device) -> torch.dtype:
-    """float8 if asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
-    if config.kv_cache_dtype == "fp8":
-        return torch.float8_e4m3fn
-    if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
-        return torch.float16
-    return _DTYPES[config.dtype]
-
-
-def _build_runner(
-    config: EngineConfig,
-    model: AnyModel,
-    device: Device,
-    attention: AttentionBackend,
-    plan: CachePlan,
-    num_blocks: int,
-    ops: Ops,
-    decode_ops: DecodeOps | None = None,
-) -> Runner:
-    cache = plan.allocate(device, num_blocks)
-    if isinstance(model, PooledModel):
-        return build_pooling_runner(config, model, device, attention, cache)
-    speculator, tables = select_speculator(config), plan.layer_tables
-    sampling_ops = ops if isinstance(ops, SamplingOps) else None
-    return ModelRunner(
-        config, model, device, attention, cache, speculator, decode_ops, tables, sampling_ops
-    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pagemill.attention.base import LayerCache
 from pagemill.config.cache import CacheLayout
@@ -126,17 +127,31 @@ def largest_batch(config: EngineConfig) -> Batch:
     longer = config.max_model_len - 1
     left = num_tokens - num_rows - np.arange(num_rows) * longer
     num_query = (1 + np.clip(left, 0, longer)).astype(np.int32)
-    nothing = np.zeros(0, np.int32)
-    params = SamplingParams(temperature=1.0, top_p=0.9)
-    text = np.zeros(1, np.int32)
+    return dummy_batch(num_query, SamplingParams(temperature=1.0, top_p=0.9))
+
+
+def dummy_batch(
+    num_query: NDArray[np.int32],
+    params: SamplingParams,
+    *,
+    resident: bool = False,
+    num_drafts: int = 0,
+) -> Batch:
+    """Rows with `num_query` tokens each, all of them in the null block.
+
+    Their requests are new, with prompts of so many tokens, unless they are `resident`; then each
+    row computes its last token and `num_drafts` drafts.
+    """
+    num_rows, num_tokens = len(num_query), int(num_query.sum())
+    nothing, text = np.zeros(0, np.int32), np.zeros(1, np.int32)
     return Batch(
         slots=np.arange(num_rows, dtype=np.int32),
         num_query=num_query,
-        num_drafts=np.zeros(num_rows, np.int32),
+        num_drafts=np.full(num_rows, num_drafts, np.int32),
         start=np.zeros(num_rows, np.int32),
         samples=np.ones(num_rows, np.bool_),
-        resident=np.zeros(num_rows, np.bool_),
-        prompt_tokens=np.zeros(num_tokens, np.int32),
+        resident=np.full(num_rows, resident),
+        prompt_tokens=np.zeros(0 if resident else num_tokens, np.int32),
         new_blocks=NewBlocks(nothing, nothing, nothing),
         admitted=[
             Admission(slot, "", params, slot, nothing, 0, text, 1) for slot in range(num_rows)

@@ -137,7 +137,7 @@ def fp8_linear(
     _fp8_linear_kernel[(cdiv(rows, config.block_n), cdiv(num_tokens, config.block_m))](
         q, x_scale, weight, scale, bias, out, num_tokens, rows, K=width, GROUPS=groups,
         BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK_K=config.block_k,
-        BIAS=bias is not None, UPCAST=x.device.type != "cuda", PDL=pdl,
+        BIAS=bias is not None, UPCAST=x.device.type == "cpu", PDL=pdl,
         num_warps=config.num_warps, num_stages=config.num_stages, launch_pdl=pdl,
     )  # fmt: skip
     return out
@@ -146,5 +146,5 @@ def fp8_linear(
 def _cublas_takes(x: Tensor, weight: Tensor, groups: int) -> bool:
     """One scale a row, more than a few tokens, and shapes and types that it has kernels for."""
     aligned = all(size % ALIGNMENT == 0 for size in weight.shape)
-    many = x.shape[0] > FEW_TOKENS and x.device.type == "cuda"
+    many = x.shape[0] > FEW_TOKENS and x.device.type != "cpu"
     return many and groups == 1 and aligned and x.dtype == torch.bfloat16

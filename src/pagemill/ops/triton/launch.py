@@ -40,8 +40,19 @@ def wait_for_inputs(PDL: tl.constexpr):
         gdc_wait()
 
 
+def _properties(device: torch.device) -> dict[str, int]:
+    """Of a CUDA device; for tensors without memory, of the one that is compiled for."""
+    properties: dict[str, int] = triton.runtime.driver.active.utils.get_device_properties(
+        device.index or 0
+    )
+    return properties
+
+
 @functools.lru_cache(maxsize=64)
 def _supports_pdl(device: torch.device) -> bool:
+    if device.type == "meta":
+        target = triton.runtime.driver.active.get_current_target()
+        return bool(divmod(target.arch, 10) >= HOPPER)
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
 
 
@@ -52,6 +63,8 @@ def supports_pdl(x: Tensor) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _num_sms(device: torch.device) -> int:
+    if device.type == "meta":
+        return int(_properties(device)["multiprocessor_count"])
     if device.type != "cuda":
         return INTERPRETED_SMS
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -64,10 +77,9 @@ def num_sms(x: Tensor) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _has_small_shared(device: torch.device) -> bool:
-    if device.type != "cuda":
+    if device.type not in ("cuda", "meta"):
         return False
-    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    return bool(properties["max_shared_mem"] <= SMALL_SHARED)
+    return bool(_properties(device)["max_shared_mem"] <= SMALL_SHARED)
 
 
 def has_small_shared(x: Tensor) -> bool:

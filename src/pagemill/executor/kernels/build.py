@@ -1,0 +1,126 @@
+"""The engine's side of compiling kernels ahead; imports no torch, so that it can begin at once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from pagemill.config.engine import EngineConfig
+from pagemill.config.facts import DeviceFacts, detect
+from pagemill.errors import ModelLoadError
+from pagemill.executor.kernels.messages import Job, Progress
+
+logger = logging.getLogger(__name__)
+
+_COMMAND = (sys.executable, "-P", "-m", "pagemill.executor.kernels.process")
+# The process forks, which it may do only while it has one thread.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class KernelBuild:
+    """A process that fills Triton's cache folder while the engine imports and reads weights."""
+
+    def __init__(self, process: subprocess.Popen[bytes], *, hurry: bool = True) -> None:
+        self._process = process
+        self._hurry = hurry  # the engine needs what is compiled first
+
+    @classmethod
+    def start(cls, config: EngineConfig) -> KernelBuild | None:
+        """Returns at once; None where there is nothing to compile, or a start has done it before.
+
+        What is done is remembered beside the kernels, for this configuration, device and code.
+        """
+        if config.device != "cuda" or config.ops != "default" or not find_spec("triton"):
+            return None
+        if config.pooling is not None and not config.pooling.cached:
+            return None  # encoders, whose pooling asks the device how long texts are
+        facts = detect("cuda")
+        stamp = _stamp(config, facts)
+        start_stamp = stamp.with_name(f"{stamp.name}-start")
+        if stamp.exists():
+            return None
+        job = Job(config, facts, str(start_stamp), str(stamp), hurry=not start_stamp.exists())
+        process = subprocess.Popen(
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | _ONE_THREAD,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(msgspec.json.encode(job) + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died at once; `wait` says so
+        return cls(process, hurry=job.hurry)
+
+    def wait(self, report: Callable[[str], None]) -> Progress | None:
+        """Until all that a start launches is compiled; the rest goes on in the background.
+
+        None where that was so before, and, with a line in the log, when the process fails: kernels
+        are then compiled one by one. Raises ModelLoadError with the name of a kernel that does not
+        compile.
+        """
+        if not self._hurry:
+            return None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            progress = msgspec.json.decode(line, type=Progress)
+            if progress.failed:
+                raise ModelLoadError(f"a kernel does not compile: {progress.failed}")
+            if progress.ready:
+                return progress
+            done = progress.compiled + progress.found
+            report(f"compiling kernels: {done} of {done + progress.left}")
+        logger.warning(
+            "the process that compiles kernels ahead ended with code %d; they are compiled one by "
+            "one, so this start takes longer",
+            self._process.wait(),
+        )
+        return None
+
+    def close(self) -> None:
+        """End the process, if it still compiles in the background."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)  # with the compilers it has started
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def _stamp(config: EngineConfig, facts: DeviceFacts) -> Path:
+    """A file that exists once all kernels of this configuration have been compiled."""
+    same = msgspec.structs.replace(config, hash_key="", served_model_names=(), seed=0)
+    parts = [msgspec.json.encode(same), msgspec.json.encode(facts), _version("triton").encode()]
+    package = Path(__file__).parents[2]
+    for path in sorted(package.rglob("*.py")):
+        stat = path.stat()
+        parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+    digest = hashlib.sha256(b"\n".join(parts)).hexdigest()
+    return _cache_folder() / f"pagemill-{digest}"
+
+
+def _cache_folder() -> Path:
+    """Where Triton keeps kernels."""
+    if folder := os.environ.get("TRITON_CACHE_DIR"):
+        return Path(folder)
+    return Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton" / "cache"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,28 @@
+"""What the engine and the process that compiles for it tell each other, a line of JSON each."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pagemill.config.engine import EngineConfig
+from pagemill.config.facts import DeviceFacts
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What to compile for, and files to make when what a start needs is done, and when all is."""
+
+    config: EngineConfig
+    facts: DeviceFacts
+    start_stamp: str
+    full_stamp: str
+    hurry: bool = True  # a start waits for it
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Kernels so far: compiled, found in the cache folder, still to come."""
+
+    compiled: int
+    found: int
+    left: int
+    ready: bool = False  # the engine will find all that it needs to start
+    failed: str = ""  # which kernel does not compile, and why

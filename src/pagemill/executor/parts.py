@@ -1,0 +1,87 @@
+"""What a configuration and a device make of kernels, attention, cache and runner."""
+
+from __future__ import annotations
+
+import torch
+
+from pagemill.attention.base import AttentionBackend, FusedAttention
+from pagemill.attention.deterministic import make_deterministic
+from pagemill.attention.select import select_attention
+from pagemill.config.engine import EngineConfig
+from pagemill.config.model import ModelConfig
+from pagemill.config.quantization import checkpoint_scheme
+from pagemill.device.base import Device
+from pagemill.executor.base import Runner
+from pagemill.executor.cache import CachePlan
+from pagemill.executor.pooling import build_pooling_runner
+from pagemill.layers.base import BuildContext
+from pagemill.models.base import AnyModel, PooledModel
+from pagemill.ops.base import Ops
+from pagemill.ops.decode import DecodeOps
+from pagemill.ops.deterministic import DeterministicOps
+from pagemill.ops.sampling import SamplingOps
+from pagemill.ops.select import select_ops
+from pagemill.quant.select import select_quant
+from pagemill.runner.runner import ModelRunner
+from pagemill.speculative.select import select_speculator
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def find_decode_ops(
+    config: EngineConfig, ops: Ops, attention: AttentionBackend
+) -> DecodeOps | None:
+    """The kernels around captured decode steps; None where these cannot be captured.
+
+    Deterministic mode goes without: a row's kernels would depend on the padded number of rows.
+    """
+    if config.deterministic or not config.cuda_graphs or not isinstance(attention, FusedAttention):
+        return None
+    return ops if isinstance(ops, DecodeOps) else None
+
+
+def choose_attention(config: EngineConfig, device: Device) -> AttentionBackend:
+    attention = select_attention(device.type, config.attention_backend)
+    return make_deterministic(attention) if config.deterministic else attention
+
+
+def build_context(config: EngineConfig, model: ModelConfig, device: Device) -> BuildContext:
+    ops = select_ops(device.type, config.ops)
+    if config.deterministic:
+        ops = DeterministicOps(ops, device.type)
+    stored_fp8 = bool(checkpoint_scheme(model.quantization))
+    quant = select_quant(config.quantization, device.type, ops, stored_fp8=stored_fp8)
+    return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
+
+
+def cache_type(config: EngineConfig, device: Device) -> torch.dtype:
+    """float8 if asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
+    if config.kv_cache_dtype == "fp8":
+        return torch.float8_e4m3fn
+    if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
+        return torch.float16
+    return _DTYPES[config.dtype]
+
+
+def build_runner(
+    config: EngineConfig,
+    model: AnyModel,
+    device: Device,
+    attention: AttentionBackend,
+    plan: CachePlan,
+    num_blocks: int,
+    ops: Ops,
+    decode_ops: DecodeOps | None = None,
+) -> Runner:
+    cache = plan.allocate(device, num_blocks)
+    if isinstance(model, PooledModel):
+        return build_pooling_runner(config, model, device, attention, cache)
+    speculator, tables = select_speculator(config), plan.layer_tables
+    sampling_ops = ops if isinstance(ops, SamplingOps) else None
+    return ModelRunner(
+        config, model, device, attention, cache, speculator, decode_ops, tables, sampling_ops
+    )

@@ -1,0 +1,185 @@
+"""Kernels that are compiled ahead: side by side, found by the engine, and named when they fail."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pagemill.config.engine import EngineConfig
+from pagemill.config.facts import DeviceFacts
+from pagemill.errors import ModelLoadError
+from pagemill.executor.kernels import build
+from pagemill.executor.kernels.build import KernelBuild
+from pagemill.executor.kernels.messages import Job, Progress
+from pagemill.executor.kernels.pool import ForkPool, Work
+
+FACTS = DeviceFacts("cuda", "a GPU", 2**30, 2, True, (9, 0), num_sms=132, shared_memory=232_448)
+CONFIG = EngineConfig(
+    model="/nowhere", served_model_names=("m",), device="cuda", dtype="bfloat16", max_model_len=64
+)
+
+NORM = """
+import torch
+from triton import knobs
+from triton.runtime.jit import JITFunction
+from pagemill.ops.triton import norm
+from pagemill.ops.triton.collect import GpuModel, collecting, use_compile_only
+
+use_compile_only(GpuModel((9, 0), 132, 232448))
+x = torch.empty(4, 64, dtype=torch.bfloat16, device="meta")
+weight = torch.empty(64, device="meta")
+"""
+AHEAD = """
+found = []
+with collecting(found.append):
+    norm.rms_norm(x, weight, 1e-6)
+    norm.rms_norm(x, weight, 1e-6)
+print([(variant.name, variant.compile(), variant.compile()) for variant in found])
+"""
+LAUNCH = """
+hits = []
+knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
+run = JITFunction.run
+JITFunction.run = lambda self, *args, warmup, **kwargs: run(self, *args, warmup=True, **kwargs)
+norm.rms_norm(x, weight, 1e-6)
+print(hits)
+"""
+
+
+def run_python(code: str, folder: Path) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(folder)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
+    """No GPU is needed: the launch is taken as far as the cache folder."""
+    pytest.importorskip("triton")
+    assert run_python(NORM + AHEAD, tmp_path) == "[('_rms_norm_kernel', True, False)]\n"
+    assert run_python(NORM + LAUNCH, tmp_path) == "[True]\n"
+
+
+def fail() -> bool:
+    raise ValueError("no such register")
+
+
+def die() -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def drain(pool: ForkPool) -> None:
+    while pool.left:
+        pool.turn(0.1)
+
+
+def test_the_pool_tells_how_each_ended() -> None:
+    pool = ForkPool(2)
+    for work in (
+        Work("new", lambda: True),
+        Work("old", lambda: False),
+        Work("bad", fail),
+        Work("dead", die),
+    ):
+        pool.submit(work)
+    drain(pool)
+    assert (pool.tally.compiled, pool.tally.found) == (["new"], 1)
+    assert pool.tally.failed["bad"] == "ValueError: no such register"
+    assert "-9" in pool.tally.failed["dead"]
+
+
+def test_the_pool_works_side_by_side_up_to_its_size(tmp_path: Path) -> None:
+    """Each child waits for the other one of its pair, so one after the other would never end."""
+
+    def meet(own: str, other: str) -> bool:
+        (tmp_path / own).touch()
+        while not (tmp_path / other).exists():
+            pass
+        return True
+
+    pool = ForkPool(2)
+    pool.submit(Work("a", lambda: meet("a", "b")))
+    pool.submit(Work("b", lambda: meet("b", "a")))
+    pool.submit(Work("c", lambda: True))
+    assert pool.left == 3
+    drain(pool)
+    assert sorted(pool.tally.compiled) == ["a", "b", "c"]
+
+
+def saying(*lines: Progress, code: int = 0) -> KernelBuild:
+    """A process that says these lines and ends."""
+    text = b"\n".join(msgspec.json.encode(line) for line in lines).decode()
+    program = f"import sys; print({text!r}); sys.exit({code})"
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program]
+    return KernelBuild(subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True))
+
+
+def test_waiting_reports_until_it_is_ready() -> None:
+    phases: list[str] = []
+    ready = Progress(5, 1, 0, ready=True)
+    kernels = saying(Progress(1, 1, 4), ready, Progress(6, 1, 3))
+    assert kernels.wait(phases.append) == ready
+    kernels.close()
+    assert phases == ["compiling kernels: 2 of 6"]
+
+
+def test_a_kernel_that_does_not_compile_is_named() -> None:
+    kernels = saying(Progress(1, 0, 2, failed="_rope_kernel: CompilationError: at 3:4"))
+    with pytest.raises(ModelLoadError, match="does not compile: _rope_kernel: Compil"):
+        kernels.wait(lambda phase: None)
+    kernels.close()
+
+
+def test_a_process_that_ends_early_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    kernels = saying(Progress(1, 0, 2), code=3)
+    with caplog.at_level(logging.WARNING):
+        assert kernels.wait(lambda phase: None) is None
+    kernels.close()
+    assert "code 3" in caplog.text
+
+
+def test_nobody_waits_for_what_no_start_needs() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+    kernels = KernelBuild(process, hurry=False)
+    assert kernels.wait(lambda phase: None) is None and process.poll() is None
+    kernels.close()
+
+
+def test_closing_ends_what_still_compiles() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    KernelBuild(process).close()
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_nothing_is_started_for_cpus_or_when_all_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert KernelBuild.start(msgspec.structs.replace(CONFIG, device="cpu")) is None
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "detect", lambda device: FACTS)
+    build._stamp(CONFIG, FACTS).touch()
+    assert KernelBuild.start(CONFIG) is None
+    # Another key for the cache of prompts is nothing to compile for, another type is.
+    stamp = build._stamp(msgspec.structs.replace(CONFIG, hash_key="ab"), FACTS)
+    assert stamp.exists() and stamp.parent == tmp_path
+    assert not build._stamp(msgspec.structs.replace(CONFIG, dtype="float16"), FACTS).exists()
+
+
+def test_the_job_keeps_what_it_names() -> None:
+    job = Job(CONFIG, FACTS, "/tmp/start", "/tmp/full", hurry=False)
+    assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
