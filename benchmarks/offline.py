@@ -4,9 +4,9 @@
 
 `single`: 1 request, 128 tokens in, 256 out, greedy. `nano256`: 256 requests of 100-1024 tokens in
 and 100-1024 out at temperature 0.6. `big1000`: 1000 requests, 512 in, 256 out, greedy. `single-top`
-and `nano256-top`: the same requests at temperature 0.6 with top-p 0.95 and top-k 20, as Qwen's models
-ask for. Prompts are random tokens and every request ignores the end of text. Each case runs
-`--repeats` times; the first run includes what is captured or compiled when it is first needed.
+and `nano256-top`: as many tokens at temperature 0.6 with top-p 0.95 and top-k 20, as Qwen3 asks
+for. Prompts are random tokens and every request ignores the end of text. Each case runs `--repeats`
+times; the first run includes what is captured or compiled when it is first needed.
 """
 
 from __future__ import annotations

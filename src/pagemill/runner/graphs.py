@@ -42,7 +42,7 @@ class Sampling(Enum):
 
     @property
     def filters(self) -> Filters:
-        """What rows of a graph may use: all or nothing, for that there are few graphs."""
+        """What rows of a graph may use; all or nothing, which keeps graphs few."""
         on = self is Sampling.FILTERED
         return Filters(top_k=on, top_p=on, min_p=on)
 
@@ -127,8 +127,8 @@ class DecodeGraphs:
     def capture_first(self) -> int:
         """Capture what is wanted from the start on; how many there are.
 
-        That is every kind for few rows, such as one chat has. The largest size is there for its
-        memory, into which the others fit, and of those a search needs hardly more.
+        That is every kind for few rows. The largest size comes first, so that the others fit into
+        its memory, of which a search needs hardly any.
         """
         most = self._sizes[-1]
         sizes = (most, *(size for size in _FIRST_SIZES if size < most))

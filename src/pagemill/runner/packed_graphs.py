@@ -52,8 +52,8 @@ _EAGER_STEPS = 4
 _MOST_GRAPHS = 160
 _FIRST_TOKENS = (1024, 512, 256, 128)  # of one prompt alone, captured at start
 _IDLE_ROWS, _IDLE_TOKENS = (1, 8), 1024
-# The kinds of graphs that a step may take, the best first. A search that no row needs costs some
-# launches: nothing for few rows, so that one kind is enough, but not worth a new graph for many.
+# The kinds of graphs that a step may take, the best first. A search that no row needs only costs
+# launches: one kind is captured ahead, and stands in for the other wherever there is one.
 _RANDOM = (Sampling.TEMPERATURE, Sampling.FILTERED)
 _KINDS = {
     Sampling.NONE: (Sampling.NONE,),
