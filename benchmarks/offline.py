@@ -3,9 +3,10 @@
     PYTHONPATH=src python3 benchmarks/offline.py qwen3-0.6b [single nano256 ...] [--json FILE]
 
 `single`: 1 request, 128 tokens in, 256 out, greedy. `nano256`: 256 requests of 100-1024 tokens in
-and 100-1024 out at temperature 0.6. `big1000`: 1000 requests, 512 in, 256 out, greedy. Prompts are
-random tokens and every request ignores the end of text. Each case runs `--repeats` times; the
-first run includes what is captured or compiled when it is first needed.
+and 100-1024 out at temperature 0.6. `big1000`: 1000 requests, 512 in, 256 out, greedy. `single-top`
+and `nano256-top`: as many tokens at temperature 0.6 with top-p 0.95 and top-k 20, as Qwen3 asks
+for. Prompts are random tokens and every request ignores the end of text. Each case runs `--repeats`
+times; the first run includes what is captured or compiled when it is first needed.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ class Case:
     tokens_in: tuple[int, int]
     tokens_out: tuple[int, int]
     temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 WARMUP = Case("warmup", 4, (50, 60), (16, 16), 0.6)
@@ -87,6 +90,8 @@ CASES = (
     Case("single", 1, (128, 128), (256, 256), 0.0),
     Case("nano256", 256, (100, 1024), (100, 1024), 0.6),
     Case("big1000", 1000, (512, 512), (256, 256), 0.0),
+    Case("single-top", 1, (128, 128), (256, 256), 0.6, top_p=0.95, top_k=20),
+    Case("nano256-top", 256, (100, 1024), (100, 1024), 0.6, top_p=0.95, top_k=20),
 )
 
 
@@ -102,7 +107,7 @@ class Timing:
 
     def line(self) -> str:
         return (
-            f"{self.model} {self.case:8s} {self.seconds:8.3f} s "
+            f"{self.model} {self.case:11s} {self.seconds:8.3f} s "
             f"{self.output_tok_s:9.1f} output tok/s {self.total_tok_s:9.1f} total tok/s"
         )
 
@@ -115,6 +120,8 @@ def run(llm: LLM, model: str, case: Case, rng: random.Random) -> Timing:
     params = [
         SamplingParams(
             temperature=case.temperature,
+            top_p=case.top_p,
+            top_k=case.top_k,
             max_tokens=rng.randint(*case.tokens_out),
             ignore_eos=True,
             detokenize=False,

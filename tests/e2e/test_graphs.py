@@ -12,7 +12,9 @@ import torch
 from pagemill import LLM, SamplingParams
 from pagemill.device.base import Graph
 from pagemill.runner import packed_graphs
+from pagemill.runner.graphs import Sampling
 from pagemill.runner.packed_graphs import PackedGraphs
+from pagemill.runner.runner import ModelRunner
 
 pytestmark = pytest.mark.gpu
 
@@ -40,9 +42,13 @@ PARAMS = (
     {"temperature": 0.7, "seed": 1},
     {"temperature": 0.7, "top_p": 0.8, "seed": 2},
     {"temperature": 0.7, "top_k": 20, "seed": 3},
+    {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "seed": 4},
+    {"temperature": 1.1, "min_p": 0.05, "seed": 5},
     {"temperature": 0.0, "repetition_penalty": 1.3},
     {"temperature": 0.0, "logprobs": 3},
 )
+CHATS = (2, 3, 4, 5)  # all of them have filters
+KINDS = [(0,), (0, 1), CHATS, (0, 1, *CHATS), tuple(range(len(PARAMS)))]
 
 
 def generate(folder: Path, eager: bool, kinds: tuple[int, ...]) -> list[list[int]]:
@@ -69,10 +75,24 @@ def generate(folder: Path, eager: bool, kinds: tuple[int, ...]) -> list[list[int
     return [list(o.outputs[0].token_ids) for o in [*outputs, *alone]]
 
 
-@pytest.mark.parametrize("kinds", [(0,), (0, 1), tuple(range(len(PARAMS)))], ids=str)
-def test_same_tokens_as_without_graphs(tmp_path: Path, kinds: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
+def test_same_tokens_as_without_graphs(
+    tmp_path: Path, kinds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert generate(tmp_path, False, kinds) == generate(tmp_path, True, kinds)
+    choose, chosen = ModelRunner._graph_sampling, []
+
+    def noted(self: ModelRunner, *step: Any) -> Sampling:
+        chosen.append(choose(self, *step))
+        return chosen[-1]
+
+    monkeypatch.setattr(ModelRunner, "_graph_sampling", noted)
+    ours = generate(tmp_path, False, kinds)
+    assert (Sampling.NONE in chosen) == (max(kinds) > max(CHATS))
+    assert (Sampling.FILTERED in chosen) == any(kind in CHATS for kind in kinds)
+    num_steps = len(chosen)
+    assert ours == generate(tmp_path, True, kinds)
+    assert len(chosen) == num_steps
 
 
 def generate_in_turn(
@@ -103,7 +123,7 @@ def generate_in_turn(
 
 
 @pytest.mark.parametrize("max_tokens", [64, 512])
-@pytest.mark.parametrize("kinds", [(0,), (0, 1), tuple(range(len(PARAMS)))], ids=str)
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
 def test_same_tokens_with_prompts_in_graphs(
     tmp_path: Path, kinds: tuple[int, ...], max_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""A whole model's steps with prompts as graphs of Triton kernels, against the same without graphs.
+"""A whole model's steps as graphs of Triton kernels, with prompts and then without, against none.
 
 On a card they are captured; without one, the work is run again, interpreted.
 """
@@ -24,18 +24,19 @@ from unit.runner.harness import BLOCK_SIZE, BLOCKS_PER_SLOT, NUM_SLOTS, Driver, 
 
 GREEDY = SamplingParams(temperature=0.0)
 RANDOM = SamplingParams(temperature=0.9)
-FILTERED = SamplingParams(temperature=0.9, top_k=7)
+FILTERED = SamplingParams(temperature=0.9, top_k=7, top_p=0.8)
 REQUESTS = (
     ([3] * 30 + [9, 8], GREEDY),
     ([1, 2, 3, 4], RANDOM),
     ([*range(25)], GREEDY),
-    ([7], FILTERED),  # with it, the sampler is not in the graph
+    ([7], FILTERED),
 )
 STEPS = [
     [Row(0, 30, samples=False), Row(1, 4)],
     [Row(1), Row(0, 2), Row(2, 11, samples=False)],
     [Row(2, 13, samples=False), Row(3, 1), Row(0), Row(1)],
     [Row(2, 1), Row(1), Row(3)],
+    [Row(2), Row(1), Row(3)],
 ]
 
 

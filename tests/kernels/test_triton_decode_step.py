@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.triton_harness import DEVICES
 from pagemill.ops.decode import DecodeOps, DecodeState
+from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 from pagemill.ops.triton.ops import TritonOps
 from pagemill.sampling.random import uniform
 
@@ -25,7 +26,8 @@ def make_state(device: str) -> DecodeState:
     next_input = torch.randint(0, 90, (rows, 3), generator=generator)
     tensors = (length, next_input, table, columns, seeds)
     length, next_input, table, columns, seeds = (x.to(device) for x in tensors)
-    return DecodeState(length, next_input, table, columns[:, 2], seeds)
+    sampling = SlotSampling(columns[:, 2], columns[:, 0], columns[:, 1], columns[:, 4], seeds)
+    return DecodeState(length, next_input, table, sampling)
 
 
 def snapshot(state: DecodeState) -> tuple[Tensor, Tensor]:
@@ -39,7 +41,7 @@ def test_inputs_are_those_of_the_slots(device: str) -> None:
     rows = [4, 0, 2, 3, SPARE, SPARE]
     slots = torch.tensor(rows, device=device)
     inputs = ops.decode_inputs(slots, state, BLOCK_SIZE)
-    lengths = state.length.tolist()
+    lengths, sampling = state.length.tolist(), state.sampling
     for row, slot in enumerate(rows):
         length, table = lengths[slot], state.block_table[slot]
         assert int(inputs.input_ids[row]) == int(state.next_input[slot, 0])
@@ -49,16 +51,18 @@ def test_inputs_are_those_of_the_slots(device: str) -> None:
         assert int(inputs.slot_mapping[row]) == (-1 if slot == SPARE else cell)
         num_blocks = length // BLOCK_SIZE + 1
         assert torch.equal(inputs.block_table[row, :num_blocks], table[:num_blocks])
-        expected = 0.0 if slot == SPARE else float(state.temperature[slot])
-        assert float(inputs.temperature[row]) == expected
+        expected = 0.0 if slot == SPARE else float(sampling.temperature[slot])
+        assert float(inputs.sampling.temperature[row]) == expected
+    for name in ("top_k", "top_p", "min_p"):
+        assert torch.equal(getattr(inputs.sampling, name), getattr(sampling, name)[slots]), name
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_random_numbers_are_those_of_the_sampler(device: str) -> None:
     ops, state = TritonOps(), make_state(device)
     slots = torch.arange(NUM_SLOTS, device=device)
-    expected = uniform(state.seeds[slots], state.length[slots] + 1).float()
-    assert torch.equal(ops.decode_inputs(slots, state, BLOCK_SIZE).uniform, expected)
+    expected = uniform(state.sampling.seeds[slots], state.length[slots] + 1).float()
+    assert torch.equal(ops.decode_inputs(slots, state, BLOCK_SIZE).sampling.uniform, expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -81,7 +85,9 @@ def test_temperature_zero_is_greedy_beside_random_rows(device: str) -> None:
     logits = torch.randn(3, 5000, device=device)
     temperature = torch.tensor([0.0, 1.0, 0.0], device=device)
     number = torch.tensor([0.9, 0.999, 0.1], device=device)
-    tokens = TritonOps().sample_by_temperature(logits, temperature, number)
+    off = torch.zeros(3, device=device)
+    rows = SamplingRows(temperature, off, off + 1, off, number)
+    tokens = TritonOps().sample(logits, rows, Filters())
     sums = torch.softmax(logits[1].double(), 0).cumsum(0)
     assert tokens[[0, 2]].tolist() == logits.argmax(1)[[0, 2]].tolist()
     assert abs(float(sums[tokens[1]]) - 0.999) < 1e-3

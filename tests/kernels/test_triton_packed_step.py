@@ -9,6 +9,7 @@ import torch
 from kernels.triton_harness import DEVICES
 from pagemill.ops.decode import DecodeState
 from pagemill.ops.packed import PackedOps, PackedRows
+from pagemill.ops.sampling import SlotSampling
 from pagemill.ops.triton.ops import TritonOps
 from unit.runner.graph_harness import TorchPacked
 
@@ -26,7 +27,8 @@ def make_state(device: str) -> DecodeState:
     next_input = torch.randint(0, 90, (rows, 3), generator=generator)
     tensors = (length, next_input, table, columns, seeds)
     length, next_input, table, columns, seeds = (x.to(device) for x in tensors)
-    return DecodeState(length, next_input, table, columns[:, 2], seeds)
+    sampling = SlotSampling(columns[:, 2], columns[:, 0], columns[:, 1], columns[:, 4], seeds)
+    return DecodeState(length, next_input, table, sampling)
 
 
 def make_rows(
@@ -66,8 +68,9 @@ def test_inputs_are_those_of_the_rows(device: str, size: tuple[int, int]) -> Non
     for name in ("input_ids", "positions", "slot_mapping", "seq_lens", "last_tokens"):
         assert getattr(found, name).dtype == getattr(expected, name).dtype
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    assert torch.equal(found.temperature, expected.temperature)
-    assert torch.equal(found.uniform, expected.uniform.float())
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        assert torch.equal(getattr(found.sampling, name), getattr(expected.sampling, name)), name
+    assert torch.equal(found.sampling.uniform, expected.sampling.uniform.float())
     for row, seq_len in enumerate(expected.seq_lens.tolist()):
         used = -(-seq_len // BLOCK_SIZE)
         assert torch.equal(found.block_table[row, :used], expected.block_table[row, :used])

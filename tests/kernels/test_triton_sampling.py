@@ -156,6 +156,38 @@ def test_filters_of_one_row_do_not_touch_the_others(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_searching_for_all_filters_changes_no_token(
+    device: str, dtype: torch.dtype, seed: int
+) -> None:
+    """A graph searches for all of them, the sampler for those that some row of the step uses."""
+    chance = torch.Generator().manual_seed(seed)
+
+    def pick(*values: float) -> torch.Tensor:
+        return torch.tensor(values)[torch.randint(len(values), (12,), generator=chance)].to(device)
+
+    logits = (4 * torch.randn(12, 9000, generator=chance)).to(device, dtype)
+    rows = SamplingRows(
+        temperature=pick(0.0, 0.2, 0.6, 1.0, 1.7),
+        top_k=pick(0, 9000, 1, 2, 20, 500),
+        top_p=pick(1.0, 0.05, 0.8, 0.95),
+        min_p=pick(0.0, 0.02, 0.5),
+        uniform=torch.rand(12, generator=chance).to(device),
+    )
+    together = OPS.sample(logits, rows, Filters(True, True, True)).tolist()
+    for row, token in enumerate(together):
+        fields = ("temperature", "top_k", "top_p", "min_p", "uniform")
+        alone = SamplingRows(*(getattr(rows, name)[row : row + 1] for name in fields))
+        used = Filters(
+            top_k=0 < float(alone.top_k) < 9000,
+            top_p=float(alone.top_p) < 1,
+            min_p=float(alone.min_p) > 0,
+        )
+        assert OPS.sample(logits[row : row + 1], alone, used).tolist() == [token]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_rows_are_looked_up_by_slot(device: str) -> None:
     assert isinstance(OPS, SamplingOps)
     columns = torch.rand(9, 7, device=device)

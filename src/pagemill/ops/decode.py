@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pagemill.ops.sampling import DrawingOps, SamplingRows, SlotSampling
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeState:
@@ -15,8 +17,7 @@ class DecodeState:
     length: Tensor  # int64, tokens in the cache
     next_input: Tensor  # int64 [slots, 1 + drafts], the last sampled token first
     block_table: Tensor  # int32 [slots, max_blocks]
-    temperature: Tensor  # float32 [slots], of any stride
-    seeds: Tensor  # int64
+    sampling: SlotSampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,15 @@ class DecodeInputs:
     slot_mapping: Tensor  # [n] int64, -1 for the spare slot
     seq_lens: Tensor  # [n] int32
     block_table: Tensor  # [n, max_blocks] int32; unset behind the row's last block
-    temperature: Tensor  # [n] float32
-    uniform: Tensor  # [n] float32 in [0, 1]: the row's random number for this place
+    sampling: SamplingRows  # [n], with the random number for the token that comes next
 
 
 @runtime_checkable
-class DecodeOps(Protocol):
+class DecodeOps(DrawingOps, Protocol):
     """Kernels around the model in a captured step. None of them waits for the device."""
 
     def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
-        """Look up rows of `slots` [n] int64."""
+        """Look up rows of `slots` [n] int64. Those of the spare slot are greedy."""
         ...
 
     def decode_advance(
@@ -47,12 +47,4 @@ class DecodeOps(Protocol):
 
         The spare slot stays as it is.
         """
-        ...
-
-    def argmax(self, logits: Tensor) -> Tensor:
-        """The first greatest entry of each row of logits [n, V] -> [n] int64."""
-        ...
-
-    def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-        """A token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""
         ...

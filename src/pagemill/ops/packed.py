@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from pagemill.ops.decode import DecodeOps, DecodeState
+from pagemill.ops.sampling import SamplingRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,7 @@ class PackedInputs:
     seq_lens: Tensor  # [R] int32, 0 for padding
     block_table: Tensor  # [R, max_blocks] int32; unset behind the row's last block
     last_tokens: Tensor  # [R] int64, where the row's last token is; some token for padding
-    temperature: Tensor  # [R] float32, 0 for padding
-    uniform: Tensor  # [R] float32 in [0, 1]: the random number for the token that comes next
+    sampling: SamplingRows  # [R], with the random number for the token that comes next
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ class PackedOps(DecodeOps, Protocol):
     """Kernels around the model in a captured step. None of them waits for the device."""
 
     def packed_inputs(self, rows: PackedRows, state: DecodeState, block_size: int) -> PackedInputs:
-        """Look up what the slots hold."""
+        """Look up what the slots hold. Rows of padding are greedy."""
         ...
 
     def packed_advance(

@@ -42,22 +42,27 @@ class Filters:
         return self.top_k or self.top_p or self.min_p
 
 
-@runtime_checkable
-class SamplingOps(Protocol):
+class DrawingOps(Protocol):
     """Kernels that read logits [n, V] of any floating type as they are, and never wait."""
 
     def argmax(self, logits: Tensor) -> Tensor:
         """The first greatest entry of each row -> [n] int64."""
         ...
 
-    def sampling_rows(self, slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
-        """Look up `slots` [n] int64; `index` [n] int64 is the place of the token to be drawn."""
-        ...
-
     def sample(self, logits: Tensor, rows: SamplingRows, filters: Filters) -> Tensor:
         """One token per row -> [n] int64; greedy where the temperature is 0.
 
         Temperature, then min-p, top-k and top-p in that order, each on what the one before left.
-        Tokens that tie with the last one kept are kept.
+        Tokens that tie with the last one kept are kept. `filters` may name more than the rows use:
+        what is off for a row does not change its token.
         """
+        ...
+
+
+@runtime_checkable
+class SamplingOps(DrawingOps, Protocol):
+    """And those that find what each row of a step asks for."""
+
+    def sampling_rows(self, slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
+        """Look up `slots` [n] int64; `index` [n] int64 is the place of the token to be drawn."""
         ...

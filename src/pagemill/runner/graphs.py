@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from pagemill.attention.base import AttentionBackend, ForwardBatch, LayerCache
 from pagemill.device.base import CapturesGraphs, Graph
 from pagemill.models.base import Model
 from pagemill.ops.decode import DecodeInputs, DecodeOps, DecodeState
+from pagemill.ops.sampling import Filters
 from pagemill.runner.inputs import plan_layers
 from pagemill.runner.slots import SlotState
-from pagemill.sampling.state import Column
 
 _SMALL_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 _STEPS_PER_DOUBLING = 4  # beyond: padding costs at most a quarter of the rows
+# What is captured at start, besides the largest size.
+_FIRST_SIZES = (8, 1)
 
 
 class Sampling(Enum):
@@ -35,6 +38,17 @@ class Sampling(Enum):
     NONE = "none"  # hidden states only: the sampler does what the graph cannot
     GREEDY = "greedy"
     TEMPERATURE = "temperature"  # with greedy rows among them
+    FILTERED = "filtered"  # top-k, top-p and min-p as well, with any of the above among them
+
+    @property
+    def filters(self) -> Filters:
+        """What rows of a graph may use; all or nothing, which keeps graphs few."""
+        on = self is Sampling.FILTERED
+        return Filters(top_k=on, top_p=on, min_p=on)
+
+
+# Chats commonly have a top-p or top-k of their model's own.
+_BY_USE = (Sampling.FILTERED, Sampling.TEMPERATURE, Sampling.GREEDY, Sampling.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +78,7 @@ def decode_state(slots: SlotState) -> DecodeState:
         slots.length,
         slots.next_input,
         slots.block_table,
-        slots.sampling.columns[:, Column.TEMPERATURE],
-        slots.sampling.seeds,
+        slots.sampling.by_slot,
     )
 
 
@@ -111,9 +124,22 @@ class DecodeGraphs:
             self._graphs[size, sampling] = graph
         return graph
 
+    def capture_first(self) -> int:
+        """Capture what is wanted from the start on; how many there are.
+
+        That is every kind for few rows. The largest size comes first, so that the others fit into
+        its memory, of which a search needs hardly any.
+        """
+        most = self._sizes[-1]
+        sizes = (most, *(size for size in _FIRST_SIZES if size < most))
+        for size, sampling in product(sizes, Sampling):
+            if sampling is not Sampling.FILTERED or size <= _FIRST_SIZES[0]:
+                self.capture(size, sampling)
+        return len(self._graphs)
+
     def capture_another(self) -> bool:
         """Capture one that is missing, the commonest kind of sampling first; False if none is."""
-        for sampling in (Sampling.TEMPERATURE, Sampling.GREEDY, Sampling.NONE):
+        for sampling in _BY_USE:
             for size in reversed(self._sizes):
                 if (size, sampling) not in self._graphs:
                     self.capture(size, sampling)
@@ -162,7 +188,7 @@ class DecodeGraphs:
         if sampling is Sampling.GREEDY:
             tokens = own.ops.argmax(logits)
         else:
-            tokens = own.ops.sample_by_temperature(logits, inputs.temperature, inputs.uniform)
+            tokens = own.ops.sample(logits, inputs.sampling, sampling.filters)
         own.ops.decode_advance(slots, self._state, tokens, self._tokens[:size])
 
     def _keep(self, hidden: Tensor, positions: Tensor) -> None:

@@ -52,11 +52,20 @@ _EAGER_STEPS = 4
 _MOST_GRAPHS = 160
 _FIRST_TOKENS = (1024, 512, 256, 128)  # of one prompt alone, captured at start
 _IDLE_ROWS, _IDLE_TOKENS = (1, 8), 1024
+# The kinds of graphs that a step may take, the best first. A search that no row needs only costs
+# launches: one kind is captured ahead, and stands in for the other wherever there is one.
+_RANDOM = (Sampling.TEMPERATURE, Sampling.FILTERED)
+_KINDS = {
+    Sampling.NONE: (Sampling.NONE,),
+    Sampling.GREEDY: _RANDOM,
+    Sampling.TEMPERATURE: _RANDOM,
+    Sampling.FILTERED: (Sampling.FILTERED,),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a graph is captured for. `sampling` is TEMPERATURE, or NONE up to hidden states."""
+    """What a graph is captured for. Steps of greedy rows have graphs of TEMPERATURE."""
 
     num_tokens: int
     num_rows: int
@@ -145,7 +154,7 @@ class PackedGraphs:
         """Capture what is wanted from the start on; how many there are."""
         sizes = [s for s in _FIRST_TOKENS if s <= self._token_sizes[-1]]
         for num_tokens in sizes:  # the largest first: the others fit into its memory
-            self.capture(Size(num_tokens, self._row_sizes[0], Sampling.TEMPERATURE))
+            self.capture(Size(num_tokens, self._row_sizes[0], Sampling.FILTERED))
         return len(sizes)
 
     def capture_missed(self) -> bool:
@@ -202,14 +211,13 @@ class PackedGraphs:
         most_rows = max(_CHEAP_ROWS, _ROWS_SHARE * num_rows)
         tokens = _between(self._token_sizes, num_tokens, most_tokens)
         rows = _between(self._row_sizes, num_rows, most_rows)
-        inside = Sampling.NONE if sampling is Sampling.NONE else Sampling.TEMPERATURE
-        return (Size(t, r, inside) for t, r in product(tokens, rows))
+        return (Size(t, r, kind) for t, r, kind in product(tokens, rows, _KINDS[sampling]))
 
     def _common(self) -> Iterator[Size]:
         rows = [size for size in self._row_sizes if size <= _IDLE_ROWS[-1]]
         tokens = [size for size in self._token_sizes if size <= _IDLE_TOKENS]
         for num_rows, num_tokens in product(rows, tokens):
-            yield Size(num_tokens, num_rows, Sampling.TEMPERATURE)
+            yield Size(num_tokens, num_rows, Sampling.FILTERED)
 
     def _capture_under_load(self, size: Size) -> Graph | None:
         try:
@@ -232,7 +240,7 @@ class PackedGraphs:
             self._keep(hidden, inputs.seq_lens)
             return
         logits = own.model.compute_logits(hidden)
-        tokens = self._ops.sample_by_temperature(logits, inputs.temperature, inputs.uniform)
+        tokens = self._ops.sample(logits, inputs.sampling, size.sampling.filters)
         self._ops.packed_advance(rows, self._state, tokens, self._tokens[: size.num_rows])
 
     def _keep(self, hidden: Tensor, lengths: Tensor) -> None:

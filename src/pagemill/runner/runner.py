@@ -48,8 +48,6 @@ from pagemill.scheduler.batch import Admission, Batch
 from pagemill.speculative.base import Speculator
 
 _STEPS_IN_FLIGHT = 1
-# What is captured at start, besides the largest size; other sizes follow when they are needed.
-_FIRST_GRAPH_ROWS = (8, 1)
 _FIELDS_PER_TOKEN = 4
 
 
@@ -156,13 +154,9 @@ class ModelRunner:
         """Capture the first graphs, where the device has any; how many there are."""
         if self._graphs is None:
             return 0
-        first = {self._graphs.sizes[-1], *_FIRST_GRAPH_ROWS}
-        rows = sorted((n for n in first if n <= self._graphs.sizes[-1]), reverse=True)
-        for num_rows in rows:  # the largest first: the others fit into its memory
-            for sampling in Sampling:
-                self._graphs.capture(num_rows, sampling)
+        num_decode = self._graphs.capture_first()
         num_packed = self._packed.capture_first() if self._packed is not None else 0
-        return len(rows) * len(Sampling) + num_packed
+        return num_decode + num_packed
 
     @torch.inference_mode()
     def capture_another(self) -> bool:
@@ -271,10 +265,13 @@ class ModelRunner:
         )
 
     def _graph_sampling(self, batch: Batch, layout: BatchLayout) -> Sampling:
-        wants_logprobs = (self._num_logprobs[layout.slots] >= 0).any()
-        if batch.needs_grammar or wants_logprobs or not self._sampler.is_plain(layout.slots):
+        slots = layout.slots
+        wants_logprobs = (self._num_logprobs[slots] >= 0).any()
+        if batch.needs_grammar or wants_logprobs or self._sampler.has_processors(slots):
             return Sampling.NONE
-        return Sampling.GREEDY if self._sampler.is_greedy(layout.slots) else Sampling.TEMPERATURE
+        if self._sampler.is_greedy(slots):
+            return Sampling.GREEDY
+        return Sampling.FILTERED if self._sampler.filters(slots) else Sampling.TEMPERATURE
 
     @torch.inference_mode()
     def _sample(self, batch: Batch, bitmask: NDArray[np.int32] | None) -> StepOutput:

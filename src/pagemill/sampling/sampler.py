@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagemill.device.base import Device
-from pagemill.ops.sampling import Filters, SamplingOps, SlotSampling
+from pagemill.ops.sampling import Filters, SamplingOps
 from pagemill.sampling.base import AcceptedTokens, LogitRows, LogitsProcessor
 from pagemill.sampling.categorical import draw
 from pagemill.sampling.filters import keep_top_p, min_p_limit, top_k_limit
@@ -73,6 +73,7 @@ class Sampler:
         )
         self._uses = np.zeros((len(self.processors), num_slots), np.bool_)
         self._is_random = np.zeros(num_slots, np.bool_)
+        # Of random slots only: no filter leaves out the most likely token.
         self._has_min_p = np.zeros(num_slots, np.bool_)
         self._has_top_p = np.zeros(num_slots, np.bool_)
         self._top_k = np.zeros(num_slots, np.int64)  # 0: off
@@ -83,10 +84,11 @@ class Sampler:
         """Set up the slots of new requests; their columns of the state are written separately."""
         for admission in admitted:
             slot, params = admission.slot, admission.params
-            self._is_random[slot] = not params.greedy
-            self._has_min_p[slot] = params.min_p > 0
-            self._has_top_p[slot] = params.top_p < 1
-            self._top_k[slot] = params.top_k if params.top_k < self._vocab_size else 0
+            is_random = self._is_random[slot] = not params.greedy
+            self._has_min_p[slot] = is_random and params.min_p > 0
+            self._has_top_p[slot] = is_random and params.top_p < 1
+            has_top_k = is_random and params.top_k < self._vocab_size
+            self._top_k[slot] = params.top_k if has_top_k else 0
             for processor, uses in zip(self.processors, self._uses, strict=True):
                 if uses[slot]:
                     processor.remove(slot)
@@ -94,16 +96,23 @@ class Sampler:
 
     def changes_logits(self, rows: LogitRows) -> bool:
         """Whether `process` would write to the logits of these rows."""
-        return bool(self._uses[:, rows.host_slots].any())
+        return self.has_processors(rows.host_slots)
 
-    def is_plain(self, slots: NDArray[np.int64]) -> bool:
-        """Whether these slots' tokens depend on nothing but logits, temperature and seed."""
-        filtered = self._has_min_p[slots] | self._has_top_p[slots] | (self._top_k[slots] > 0)
-        return not (filtered.any() or self._uses[:, slots].any())
+    def has_processors(self, slots: NDArray[np.int64]) -> bool:
+        """Whether tokens of these slots depend on more than logits, filters and seed."""
+        return bool(self._uses[:, slots].any())
 
     def is_greedy(self, slots: NDArray[np.int64]) -> bool:
         """Whether all of these slots take the most likely token."""
         return not self._is_random[slots].any()
+
+    def filters(self, slots: NDArray[np.int64]) -> Filters:
+        """What at least one of these slots uses."""
+        return Filters(
+            top_k=bool(self._top_k[slots].any()),
+            top_p=bool(self._has_top_p[slots].any()),
+            min_p=bool(self._has_min_p[slots].any()),
+        )
 
     def process(self, logits: Tensor, rows: LogitRows) -> None:
         """Apply the processors that are in use to logits [L, vocab], in place."""
@@ -145,20 +154,8 @@ class Sampler:
         slots = rows.host_slots
         if self.is_greedy(slots):
             return ops.argmax(logits)
-        columns = self._state.columns
-        state = SlotSampling(
-            columns[:, Column.TEMPERATURE],
-            columns[:, Column.TOP_K],
-            columns[:, Column.TOP_P],
-            columns[:, Column.MIN_P],
-            self._state.seeds,
-        )
-        filters = Filters(
-            top_k=bool(self._top_k[slots].any()),
-            top_p=bool(self._has_top_p[slots].any()),
-            min_p=bool(self._has_min_p[slots].any()),
-        )
-        return ops.sample(logits, ops.sampling_rows(rows.slots, rows.index, state), filters)
+        looked_up = ops.sampling_rows(rows.slots, rows.index, self._state.by_slot)
+        return ops.sample(logits, looked_up, self.filters(slots))
 
     def _process(self, logits: Tensor, rows: LogitRows) -> None:
         used = self._uses[:, rows.host_slots]  # [processors, L]

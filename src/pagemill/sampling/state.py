@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pagemill.ops.sampling import SlotSampling
 from pagemill.params import SamplingParams
 from pagemill.scheduler.batch import Admission
 
@@ -32,6 +33,17 @@ class SamplingState:
         self.seeds = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.prompt_len = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._vocab_size = vocab_size
+
+    @property
+    def by_slot(self) -> SlotSampling:
+        """What drawing needs of the slots; views."""
+        return SlotSampling(
+            temperature=self.columns[:, Column.TEMPERATURE],
+            top_k=self.columns[:, Column.TOP_K],
+            top_p=self.columns[:, Column.TOP_P],
+            min_p=self.columns[:, Column.MIN_P],
+            seeds=self.seeds,
+        )
 
     def pack(self, admitted: Sequence[Admission]) -> dict[str, NDArray[np.generic]]:
         """What `admit` needs on the device."""

@@ -16,10 +16,12 @@ from pagemill.attention.base import ForwardBatch
 from pagemill.device.cpu import CpuDevice
 from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.packed import PackedInputs, PackedRows
+from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 from pagemill.runner.graphs import Sampling
 from pagemill.runner.memory import allocate_cache
 from pagemill.runner.runner import ModelRunner
 from pagemill.sampling.categorical import draw
+from pagemill.sampling.filters import keep_top_p, min_p_limit, top_k_limit
 from pagemill.sampling.random import uniform
 from unit.runner.harness import (
     BLOCK_SIZE,
@@ -67,6 +69,17 @@ class GraphDevice(CpuDevice):
         return self.graphs[-1]
 
 
+def look_up(slots: Tensor, spare: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
+    """How slots [n] sample, and their numbers for the places `index` [n]."""
+    return SamplingRows(
+        temperature=torch.where(spare, 0.0, state.temperature[slots]),
+        top_k=state.top_k[slots],
+        top_p=state.top_p[slots],
+        min_p=state.min_p[slots],
+        uniform=uniform(state.seeds[slots], index),
+    )
+
+
 class TorchDecode:
     """Implements `DecodeOps`, and remembers which sampling was asked for."""
 
@@ -83,8 +96,7 @@ class TorchDecode:
             slot_mapping=torch.where(spare, -1, block * block_size + length % block_size),
             seq_lens=(length + 1).int(),
             block_table=table,
-            temperature=torch.where(spare, 0.0, state.temperature[slots]),
-            uniform=uniform(state.seeds[slots], length + 1),
+            sampling=look_up(slots, spare, length + 1, state.sampling),
         )
 
     def decode_advance(
@@ -99,11 +111,21 @@ class TorchDecode:
         self.calls.append(Sampling.GREEDY)
         return logits.argmax(1)
 
-    def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-        self.calls.append(Sampling.TEMPERATURE)
-        scaled = logits / temperature.clamp(min=1e-6).unsqueeze(1)
-        weights = torch.exp(scaled - scaled.amax(1, keepdim=True))
-        return torch.where(temperature > 0, draw(weights, uniform), logits.argmax(1))
+    def sample(self, logits: Tensor, rows: SamplingRows, filters: Filters) -> Tensor:
+        assert filters in (Filters(), Filters(True, True, True))
+        self.calls.append(Sampling.FILTERED if filters else Sampling.TEMPERATURE)
+        scaled = logits / rows.temperature.clamp(min=1e-6).unsqueeze(1)
+        distance = scaled.amax(1, keepdim=True) - scaled
+        weights = torch.exp(-distance)
+        if filters:
+            width = logits.shape[1]
+            nearest = top_k_limit(distance, rows.top_k.long().clamp(1, width), width)
+            limit = torch.minimum(nearest, min_p_limit(rows.min_p))
+            weights = torch.where(distance <= limit, weights, 0.0)
+            kept = keep_top_p(distance, weights, rows.top_p)
+            weights = torch.where(rows.top_p.unsqueeze(1) < 1, kept, weights)
+        drawn = draw(weights, rows.uniform)
+        return torch.where(rows.temperature > 0, drawn, logits.argmax(1))
 
 
 class TorchPacked(TorchDecode):
@@ -126,8 +148,7 @@ class TorchPacked(TorchDecode):
             seq_lens=seq_lens.int(),
             block_table=state.block_table[slots],
             last_tokens=(start[1:] - 1).clamp(min=0),
-            temperature=torch.where(spare, 0.0, state.temperature[slots]),
-            uniform=uniform(state.seeds[slots], seq_lens),
+            sampling=look_up(slots, spare, seq_lens, state.sampling),
         )
 
     def packed_advance(

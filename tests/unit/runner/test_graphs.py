@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from unit.runner.harness import GREEDY, NUM_SLOTS, Driver, Row, greedy_reference
 
 RANDOM = SamplingParams(temperature=0.8)
 FILTERED = SamplingParams(temperature=0.8, top_p=0.7)
+CHAT = SamplingParams(temperature=0.6, top_p=0.95, top_k=20)
 PENALISED = SamplingParams(temperature=0.0, repetition_penalty=1.8)
 SCORED = SamplingParams(temperature=0.0, logprobs=2)
 
@@ -39,6 +41,8 @@ ORDERS = [[0, 1, 2], [0, 1, 2], [2, 0], [1], [1], [2, 1, 0], [0, 1, 2], [0], [2,
         [RANDOM] * 3,
         [GREEDY, RANDOM, GREEDY],
         [FILTERED, GREEDY, RANDOM],
+        [CHAT] * 3,
+        [CHAT, GREEDY, FILTERED],
         [PENALISED, RANDOM, GREEDY],
         [SCORED, GREEDY, FILTERED],
     ],
@@ -47,6 +51,26 @@ def test_same_tokens_as_without_graphs(params: list[SamplingParams]) -> None:
     driver = GraphDriver()
     assert generate(driver, params, ORDERS) == generate(Driver(), params, ORDERS)
     assert driver.device.num_captured > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_mixtures_of_filters(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    params = [
+        SamplingParams(
+            temperature=float(chance.choice([0.0, 0.3, 0.9, 1.5])),
+            top_k=int(chance.choice([0, 1, 4, 20, 1000])),
+            top_p=float(chance.choice([0.2, 0.9, 1.0])),
+            min_p=float(chance.choice([0.0, 0.1, 0.6])),
+        )
+        for _ in range(NUM_SLOTS)
+    ]
+    orders = [chance.permutation(NUM_SLOTS)[: chance.integers(1, NUM_SLOTS + 1)] for _ in range(25)]
+    steps = [order.tolist() for order in orders]
+    driver = GraphDriver()
+    assert generate(driver, params, steps) == generate(Driver(), params, steps)
+    assert driver.device.num_replayed == len(driver.ops.calls) - driver.device.num_captured
+    assert Sampling.FILTERED in driver.ops.calls
 
 
 @pytest.mark.parametrize("num_tables", [1, 2])
@@ -64,13 +88,21 @@ def test_greedy_rows_of_any_number(num_tables: int) -> None:
 
 def test_simple_sampling_is_inside() -> None:
     driver = GraphDriver()
-    generate(driver, [GREEDY, RANDOM, FILTERED], [[0]])
+    generate(driver, [GREEDY, RANDOM, FILTERED, PENALISED], [[0]])
     assert set(driver.ops.calls) == {Sampling.GREEDY}
     driver.tokens(Row(0), Row(1))
     assert driver.ops.calls[-1] is Sampling.TEMPERATURE
+    driver.tokens(Row(2), Row(1), Row(0))
+    assert driver.ops.calls[-1] is Sampling.FILTERED
     num_calls = len(driver.ops.calls)
-    driver.tokens(Row(2), Row(1))
+    driver.tokens(Row(2), Row(3))
     assert len(driver.ops.calls) == num_calls
+
+
+def test_filters_of_greedy_rows_cost_nothing() -> None:
+    driver = GraphDriver()
+    generate(driver, [SamplingParams(temperature=0.0, top_p=0.9, top_k=3, min_p=0.1)], [[0]] * 3)
+    assert set(driver.ops.calls) == {Sampling.GREEDY}
 
 
 def test_each_size_is_captured_once() -> None:
@@ -79,14 +111,18 @@ def test_each_size_is_captured_once() -> None:
     assert driver.device.num_captured == 2  # for four rows, and for one
     first = GraphDriver()
     assert first.runner.capture_graphs() == first.device.num_captured == 2 * len(Sampling)
+    larger = GraphDriver(max_num_seqs=16)  # captures filters for few rows only
+    assert larger.runner.capture_graphs() == larger.device.num_captured == 3 * len(Sampling) - 1
 
 
 def test_the_rest_is_captured_while_idle() -> None:
     driver = GraphDriver()
     driver.runner.capture_graphs()
     captured = driver.device.num_captured
+    first_call = len(driver.ops.calls)
     while driver.runner.capture_another():
         captured += 1
+        assert driver.ops.calls[first_call] is Sampling.FILTERED
         assert driver.device.num_captured == captured
     assert captured == len(Sampling) * len(padded_sizes(NUM_SLOTS))
     generate(driver, [GREEDY] * 4, [[0, 1, 2], [0], [1, 0]])

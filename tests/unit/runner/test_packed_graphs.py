@@ -33,10 +33,13 @@ from unit.runner.harness import (
 
 RANDOM = SamplingParams(temperature=0.8)
 FILTERED = SamplingParams(temperature=0.8, top_p=0.7)
+CHAT = SamplingParams(temperature=0.6, top_p=0.95, top_k=20)
+MIN_P = SamplingParams(temperature=1.2, min_p=0.1)
 PENALISED = SamplingParams(temperature=0.0, repetition_penalty=1.8)
 SCORED = SamplingParams(temperature=0.0, logprobs=2)
 PLAIN = [GREEDY, RANDOM]
-MIXED = [*PLAIN, FILTERED, PENALISED, SCORED]
+CHATS = [*PLAIN, FILTERED, CHAT, MIN_P]
+MIXED = [*CHATS, PENALISED, SCORED]
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def assert_same_state(graphs: GraphDriver, eager: Driver) -> None:
 
 @pytest.mark.usefixtures("eager_steps", "exact")
 @pytest.mark.parametrize("num_tables", [1, 2])
-@pytest.mark.parametrize("kinds", [PLAIN, MIXED], ids=["plain", "mixed"])
+@pytest.mark.parametrize("kinds", [PLAIN, CHATS, MIXED], ids=["plain", "chats", "mixed"])
 @pytest.mark.parametrize("seed", range(6))
 def test_random_traffic(seed: int, kinds: list[SamplingParams], num_tables: int) -> None:
     graphs, eager = packed_driver(num_tables), eager_driver(num_tables)
@@ -168,13 +171,38 @@ def test_a_bitmask_restricts_its_rows_only() -> None:
 @pytest.mark.usefixtures("eager_steps")
 def test_simple_sampling_is_inside() -> None:
     driver = packed_driver()
-    for slot, params in enumerate((GREEDY, RANDOM, PENALISED)):
+    for slot, params in enumerate((GREEDY, RANDOM, PENALISED, CHAT)):
         driver.admit(slot, [1, 2, 3], params)
     driver.tokens(Row(0, 3), Row(1, 3))
     assert set(driver.ops.calls) == {Sampling.TEMPERATURE}
     num_calls = len(driver.ops.calls)
     driver.tokens(Row(2, 3), Row(1))
     assert len(driver.ops.calls) == num_calls
+    driver.tokens(Row(3, 3), Row(1))
+    assert set(driver.ops.calls[num_calls:]) == {Sampling.FILTERED}
+
+
+@pytest.mark.usefixtures("eager_steps")
+def test_a_graph_with_filters_stands_in_for_one_without() -> None:
+    for order, captured in (
+        ([CHAT, GREEDY, RANDOM], [1, 1, 1]),
+        ([RANDOM, CHAT, GREEDY], [1, 2, 2]),
+    ):
+        driver = packed_driver()
+        for params, num_captured in zip(order, captured, strict=True):
+            driver.admit(0, [1, 2, 3], params)
+            driver.tokens(Row(0, 3))
+            assert driver.device.num_captured == num_captured
+
+
+def test_any_prompt_alone_has_a_graph_from_the_start_on() -> None:
+    driver = packed_driver()
+    driver.runner.capture_graphs()
+    captured = driver.device.num_captured
+    for params in CHATS:
+        driver.admit(0, [1] * 70, params)
+        driver.tokens(Row(0, 70))
+    assert (driver.device.num_captured, driver.device.num_replayed) == (captured, len(CHATS))
 
 
 @pytest.mark.usefixtures("eager_steps")

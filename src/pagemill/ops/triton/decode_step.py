@@ -10,19 +10,21 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.ops.decode import DecodeInputs, DecodeState
+from pagemill.ops.sampling import SamplingRows
 from pagemill.ops.triton.launch import supports_pdl, wait_for_inputs
-from pagemill.ops.triton.random import uniform
+from pagemill.ops.triton.sampling_rows import copy_sampling, empty_rows
 
 TABLE_TILE = 512
 ADVANCE_TILE = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sampling_out_stride"])
 def _decode_inputs_kernel(
-    slots_ptr, length_ptr, next_input_ptr, table_ptr, temperature_ptr, seeds_ptr,
-    input_ids_ptr, positions_ptr, slot_mapping_ptr, seq_lens_ptr, out_table_ptr,
-    out_temperature_ptr, uniform_ptr, spare, input_stride, table_stride, temperature_stride,
-    out_table_stride, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
+    slots_ptr, length_ptr, next_input_ptr, table_ptr, temperature_ptr, top_k_ptr, top_p_ptr,
+    min_p_ptr, seeds_ptr, input_ids_ptr, positions_ptr, slot_mapping_ptr, seq_lens_ptr,
+    out_table_ptr, sampling_ptr, spare, input_stride, table_stride, sampling_stride,
+    out_table_stride, sampling_out_stride, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
@@ -35,12 +37,13 @@ def _decode_inputs_kernel(
     tl.store(input_ids_ptr + row, tl.load(next_input_ptr + slot * input_stride))
     tl.store(positions_ptr + row, position)
     tl.store(seq_lens_ptr + row, (position + 1).to(tl.int32))
-    temperature = tl.load(temperature_ptr + slot * temperature_stride)
-    tl.store(out_temperature_ptr + row, tl.where(slot == spare, 0.0, temperature))
     # Vectors of one, since the interpreter checks Python's own numbers for overflow.
     one = tl.arange(0, 1)
-    number = uniform(tl.load(seeds_ptr + slot + one), position + 1 + one)
-    tl.store(uniform_ptr + row + one, number)
+    slots = slot + one
+    copy_sampling(
+        row + one, slots, position + 1 + one, one == 0, slots != spare, temperature_ptr, top_k_ptr,
+        top_p_ptr, min_p_ptr, seeds_ptr, sampling_stride, sampling_ptr, sampling_out_stride,
+    )  # fmt: skip
     num_blocks = position // BLOCK_SIZE + 1
     for first in range(0, num_blocks, TILE):
         at = first + tl.arange(0, TILE)
@@ -69,7 +72,7 @@ def decode_inputs(slots: Tensor, state: DecodeState, block_size: int) -> DecodeI
     """`DecodeOps.decode_inputs`."""
     num_rows, device = len(slots), slots.device
     longs = torch.empty(3, num_rows, dtype=torch.int64, device=device)
-    floats = torch.empty(2, num_rows, device=device)
+    rows, sampling = empty_rows(num_rows, device), state.sampling
     inputs = DecodeInputs(
         input_ids=longs[0],
         positions=longs[1],
@@ -78,17 +81,16 @@ def decode_inputs(slots: Tensor, state: DecodeState, block_size: int) -> DecodeI
         block_table=torch.empty(
             num_rows, state.block_table.shape[1], dtype=torch.int32, device=device
         ),
-        temperature=floats[0],
-        uniform=floats[1],
+        sampling=SamplingRows(*rows[:, :num_rows]),
     )
     pdl = supports_pdl(slots)
     _decode_inputs_kernel[(num_rows,)](
-        slots, state.length, state.next_input, state.block_table, state.temperature, state.seeds,
-        inputs.input_ids, inputs.positions, inputs.slot_mapping, inputs.seq_lens,
-        inputs.block_table, inputs.temperature, inputs.uniform, len(state.length) - 1,
-        state.next_input.stride(0), state.block_table.stride(0), state.temperature.stride(0),
-        inputs.block_table.stride(0), BLOCK_SIZE=block_size, TILE=TABLE_TILE, PDL=pdl,
-        launch_pdl=pdl,
+        slots, state.length, state.next_input, state.block_table, sampling.temperature,
+        sampling.top_k, sampling.top_p, sampling.min_p, sampling.seeds, inputs.input_ids,
+        inputs.positions, inputs.slot_mapping, inputs.seq_lens, inputs.block_table, rows,
+        len(state.length) - 1, state.next_input.stride(0), state.block_table.stride(0),
+        sampling.temperature.stride(0), inputs.block_table.stride(0), rows.stride(0),
+        BLOCK_SIZE=block_size, TILE=TABLE_TILE, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
     return inputs
 

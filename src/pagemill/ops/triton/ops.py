@@ -11,7 +11,15 @@ from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.fused import Stream
 from pagemill.ops.packed import PackedInputs, PackedRows
 from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
-from pagemill.ops.triton import activation, decode_step, norm, packed_step, rope, sampling
+from pagemill.ops.triton import (
+    activation,
+    decode_step,
+    norm,
+    packed_step,
+    rope,
+    sampling,
+    sampling_rows,
+)
 from pagemill.ops.triton.batch_linear import (
     batch_linear,
     batch_linear_add,
@@ -127,15 +135,11 @@ class TritonOps:
         return sampling.argmax(logits)
 
     def sampling_rows(self, slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
-        return sampling.sampling_rows(slots, index, state)
+        return sampling_rows.sampling_rows(slots, index, state)
 
     def sample(self, logits: Tensor, rows: SamplingRows, filters: Filters) -> Tensor:
         counters = self._counters.get(logits.device, logits.shape[0])
         return sampling.sample(logits, rows, filters, counters)
-
-    def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-        """One token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""
-        return sampling.sample_by_temperature(logits, temperature, uniform)
 
     def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
         return decode_step.decode_inputs(slots, state, block_size)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pagemill.ops.decode import DecodeState
 from pagemill.ops.packed import PackedInputs, PackedRows
+from pagemill.ops.sampling import SamplingRows
 from pagemill.ops.triton.launch import cdiv, supports_pdl, wait_for_inputs
-from pagemill.ops.triton.random import uniform
+from pagemill.ops.triton.sampling_rows import copy_sampling, empty_rows
 
 TOKENS_TILE = 128
 TABLE_TILE = 512
@@ -45,14 +46,14 @@ def _tokens_kernel(
     tl.store(slot_mapping_ptr + tokens, tl.where(real, cells, -1), mask=there)
 
 
-@triton.jit(do_not_specialize=["spare", "table_stride", "out_table_stride"])
+@triton.jit(do_not_specialize=["spare", "table_stride", "out_table_stride", "sampling_out_stride"])
 def _rows_kernel(
-    slots_ptr, query_start_ptr, length_ptr, table_ptr, temperature_ptr, seeds_ptr, seq_lens_ptr,
-    last_tokens_ptr, out_table_ptr, out_temperature_ptr, uniform_ptr, spare, table_stride,
-    temperature_stride, out_table_stride, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    PDL: tl.constexpr,
+    slots_ptr, query_start_ptr, length_ptr, table_ptr, temperature_ptr, top_k_ptr, top_p_ptr,
+    min_p_ptr, seeds_ptr, seq_lens_ptr, last_tokens_ptr, out_table_ptr, sampling_ptr, spare,
+    table_stride, sampling_stride, out_table_stride, sampling_out_stride, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Length, pages, temperature and random number of each row."""
+    """Length, pages and sampling of each row."""
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
@@ -60,12 +61,13 @@ def _rows_kernel(
     seq_len = tl.load(length_ptr + slot) + (end - begin)
     tl.store(seq_lens_ptr + row, seq_len.to(tl.int32))
     tl.store(last_tokens_ptr + row, tl.maximum(end - 1, 0).to(tl.int64))
-    temperature = tl.load(temperature_ptr + slot * temperature_stride)
-    tl.store(out_temperature_ptr + row, tl.where(slot == spare, 0.0, temperature))
     # Vectors of one, since the interpreter checks Python's own numbers for overflow.
     one = tl.arange(0, 1)
-    number = uniform(tl.load(seeds_ptr + slot + one), seq_len + one)
-    tl.store(uniform_ptr + row + one, number)
+    slots = slot + one
+    copy_sampling(
+        row + one, slots, seq_len + one, one == 0, slots != spare, temperature_ptr, top_k_ptr,
+        top_p_ptr, min_p_ptr, seeds_ptr, sampling_stride, sampling_ptr, sampling_out_stride,
+    )  # fmt: skip
     num_blocks = (seq_len + BLOCK_SIZE - 1) // BLOCK_SIZE
     own_table_ptr = table_ptr + slot * table_stride
     for first in range(0, num_blocks, TILE):
@@ -99,7 +101,7 @@ def packed_inputs(rows: PackedRows, state: DecodeState, block_size: int) -> Pack
     num_rows, num_tokens, device = len(rows.slots), len(rows.token_rows), rows.slots.device
     max_blocks = state.block_table.shape[1]
     longs = torch.empty(3, num_tokens, dtype=torch.int64, device=device)
-    floats = torch.empty(2, num_rows, device=device)
+    sampled, sampling = empty_rows(num_rows, device), state.sampling
     inputs = PackedInputs(
         input_ids=longs[0],
         positions=longs[1],
@@ -107,8 +109,7 @@ def packed_inputs(rows: PackedRows, state: DecodeState, block_size: int) -> Pack
         seq_lens=torch.empty(num_rows, dtype=torch.int32, device=device),
         block_table=torch.empty(num_rows, max_blocks, dtype=torch.int32, device=device),
         last_tokens=torch.empty(num_rows, dtype=torch.int64, device=device),
-        temperature=floats[0],
-        uniform=floats[1],
+        sampling=SamplingRows(*sampled[:, :num_rows]),
     )
     pdl = supports_pdl(rows.slots)
     _tokens_kernel[(cdiv(num_tokens, TOKENS_TILE),)](
@@ -118,11 +119,12 @@ def packed_inputs(rows: PackedRows, state: DecodeState, block_size: int) -> Pack
         TILE=TOKENS_TILE, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
     _rows_kernel[(num_rows,)](
-        rows.slots, rows.query_start, state.length, state.block_table, state.temperature,
-        state.seeds, inputs.seq_lens, inputs.last_tokens, inputs.block_table, inputs.temperature,
-        inputs.uniform, len(state.length) - 1, state.block_table.stride(0),
-        state.temperature.stride(0), inputs.block_table.stride(0), BLOCK_SIZE=block_size,
-        TILE=TABLE_TILE, PDL=pdl, launch_pdl=pdl,
+        rows.slots, rows.query_start, state.length, state.block_table, sampling.temperature,
+        sampling.top_k, sampling.top_p, sampling.min_p, sampling.seeds, inputs.seq_lens,
+        inputs.last_tokens, inputs.block_table, sampled, len(state.length) - 1,
+        state.block_table.stride(0), sampling.temperature.stride(0),
+        inputs.block_table.stride(0), sampled.stride(0), BLOCK_SIZE=block_size, TILE=TABLE_TILE,
+        PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
     return inputs
 

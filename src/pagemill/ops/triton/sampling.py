@@ -17,35 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
+from pagemill.ops.sampling import Filters, SamplingRows
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, supports_pdl, wait_for_inputs
-from pagemill.ops.triton.random import uniform
 from pagemill.ops.triton.threshold import STATE_SIZE, RowMaxima, thresholds
 
 CHUNK = 4096
-ROWS_TILE = 128
 NO_TOKEN = tl.constexpr(2147483647)
 THRESHOLD_STRIDE = tl.constexpr(STATE_SIZE)
-
-
-@triton.jit(do_not_specialize=["num_rows", "out_stride"])
-def _rows_kernel(
-    slots_ptr, index_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, out_ptr,
-    stride, out_stride, num_rows, TILE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    wait_for_inputs(PDL)
-    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    there = rows < num_rows
-    slots = tl.load(slots_ptr + rows, mask=there, other=0)
-    out_ptr += rows
-    at = slots * stride
-    tl.store(out_ptr, tl.load(temperature_ptr + at, mask=there, other=0.0), mask=there)
-    tl.store(out_ptr + out_stride, tl.load(top_k_ptr + at, mask=there, other=0.0), mask=there)
-    tl.store(out_ptr + 2 * out_stride, tl.load(top_p_ptr + at, mask=there, other=0.0), mask=there)
-    tl.store(out_ptr + 3 * out_stride, tl.load(min_p_ptr + at, mask=there, other=0.0), mask=there)
-    seeds = tl.load(seeds_ptr + slots, mask=there, other=0)
-    number = uniform(seeds, tl.load(index_ptr + rows, mask=there, other=0))
-    tl.store(out_ptr + 4 * out_stride, number, mask=there)
 
 
 @triton.jit
@@ -184,49 +162,27 @@ def argmax(logits: Tensor) -> Tensor:
     return _pick(logits, _chunk_stats(logits), None, None, None, None)
 
 
-def sampling_rows(slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
-    """`SamplingOps.sampling_rows`."""
-    num_rows, pdl = len(slots), supports_pdl(slots)
-    tiles = cdiv(num_rows, ROWS_TILE)
-    out = torch.empty(5, tiles * ROWS_TILE, device=slots.device)  # every row aligned alike
-    _rows_kernel[(tiles,)](
-        slots, index, state.temperature, state.top_k, state.top_p, state.min_p, state.seeds, out,
-        state.temperature.stride(0), out.stride(0), num_rows, TILE=ROWS_TILE, PDL=pdl,
-        launch_pdl=pdl,
-    )  # fmt: skip
-    return SamplingRows(*out[:, :num_rows])
-
-
 def sample(logits: Tensor, rows: SamplingRows, filters: Filters, counters: Tensor) -> Tensor:
-    """`SamplingOps.sample`; `counters` are int32 zeros, at least one a row, and are left so."""
-    if not filters:
-        return sample_by_temperature(logits, rows.temperature, rows.uniform)
+    """`DrawingOps.sample`; `counters` are int32 zeros, at least one a row, and are left so."""
     if logits.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
-    scratch = _chunk_stats(logits)
-    maxima = RowMaxima(scratch.maxima, scratch.num_chunks, scratch.block_chunks)
-    threshold = thresholds(logits, maxima, rows, filters, counters)
-    return _draw(logits, scratch, rows.temperature, rows.uniform, threshold)
-
-
-def sample_by_temperature(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-    """One token per row of logits [n, V] -> [n] int64; greedy where the temperature is 0."""
-    if logits.shape[0] == 0:
-        return torch.empty(0, dtype=torch.int64, device=logits.device)
-    return _draw(logits, _chunk_stats(logits), temperature, uniform, None)
+    scratch, threshold = _chunk_stats(logits), None
+    if filters:
+        maxima = RowMaxima(scratch.maxima, scratch.num_chunks, scratch.block_chunks)
+        threshold = thresholds(logits, maxima, rows, filters, counters)
+    return _draw(logits, scratch, rows, threshold)
 
 
 def _draw(
     logits: Tensor,
     scratch: _Scratch,
-    temperature: Tensor,
-    uniform: Tensor,
+    rows: SamplingRows,
     threshold: Tensor | None,
 ) -> Tensor:
     masses = torch.empty_like(scratch.maxima)
     _chunk_mass_kernel[(logits.shape[0], scratch.num_chunks)](
-        logits, scratch.maxima, masses, threshold, temperature, logits.stride(0),
+        logits, scratch.maxima, masses, threshold, rows.temperature, logits.stride(0),
         logits.shape[1], scratch.num_chunks, CHUNK=CHUNK, BLOCK_CHUNKS=scratch.block_chunks,
         TRUNCATE=threshold is not None, PDL=scratch.pdl, launch_pdl=scratch.pdl,
     )  # fmt: skip
-    return _pick(logits, scratch, temperature, uniform, masses, threshold)
+    return _pick(logits, scratch, rows.temperature, rows.uniform, masses, threshold)
