@@ -151,6 +151,8 @@ def build_local_executor(
     )
     resident = Resident(model, recipe.start(model), device, recipe)
     report(phases.summary() + _say_kernels(ahead, compile_log))
+    if kernels is not None:
+        kernels.compile_rest()
     info = _describe(config, device, attention, plan, fit, num_bytes)
     return LocalExecutor(resident, info, kernels)
 
@@ -197,7 +199,7 @@ def _say_kernels(ahead: Progress | None, log: CompileLog | None) -> str:
         return ""
     log.serving = True
     compiled, found = (ahead.compiled, ahead.found) if ahead is not None else (0, 0)
-    return f"; kernels: {compiled} compiled ahead, {found} found, {log.compiled} compiled late"
+    return f"; kernels compiled ahead {compiled}, found {found}, compiled late {log.compiled}"
 
 
 def _reload(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -114,13 +115,21 @@ def test_the_pool_works_side_by_side_up_to_its_size(tmp_path: Path) -> None:
     assert sorted(pool.tally.compiled) == ["a", "b", "c"]
 
 
+JOB = Job(CONFIG, FACTS, "/tmp/start", "/tmp/full")
+LATER = msgspec.structs.replace(JOB, hurry=False)
+
+
+def running(job: Job, *, program: str) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+
+
 def saying(*lines: Progress, code: int = 0) -> KernelBuild:
     """A process that says these lines and ends."""
     text = b"\n".join(msgspec.json.encode(line) for line in lines).decode()
     program = f"import sys; print({text!r}); sys.exit({code})"
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", program]
-    return KernelBuild(subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True))
+    return KernelBuild(JOB, partial(running, program=program))
 
 
 def test_waiting_reports_until_it_is_ready() -> None:
@@ -148,21 +157,25 @@ def test_a_process_that_ends_early_is_done_without(caplog: pytest.LogCaptureFixt
 
 
 def test_nobody_waits_for_what_no_start_needs() -> None:
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
-    kernels = KernelBuild(process, hurry=False)
-    assert kernels.wait(lambda phase: None) is None and process.poll() is None
+    begun: list[Job] = []
+
+    def spawn(job: Job) -> subprocess.Popen[bytes]:
+        begun.append(job)
+        return running(job, program="import time; time.sleep(60)")
+
+    kernels = KernelBuild(LATER, spawn)
+    assert kernels.wait(lambda phase: None) is None and not begun
+    kernels.compile_rest()
+    kernels.compile_rest()
+    assert begun == [LATER]
     kernels.close()
 
 
 def test_closing_ends_what_still_compiles() -> None:
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+    process = running(JOB, program="import time; print(flush=True); time.sleep(60)")
     assert process.stdout is not None
     process.stdout.readline()
-    KernelBuild(process).close()
+    KernelBuild(JOB, lambda job: process).close()
     assert process.returncode == -signal.SIGTERM
 
 
@@ -181,5 +194,4 @@ def test_nothing_is_started_for_cpus_or_when_all_is_compiled(
 
 
 def test_the_job_keeps_what_it_names() -> None:
-    job = Job(CONFIG, FACTS, "/tmp/start", "/tmp/full", hurry=False)
-    assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
+    assert msgspec.json.decode(msgspec.json.encode(LATER), type=Job) == LATER

@@ -27,12 +27,30 @@ _COMMAND = (sys.executable, "-P", "-m", "pagemill.executor.kernels.process")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+def _spawn(job: Job) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        _COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | _ONE_THREAD,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(msgspec.json.encode(job) + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it died at once; `wait` says so
+    return process
+
+
 class KernelBuild:
     """A process that fills Triton's cache folder while the engine imports and reads weights."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, hurry: bool = True) -> None:
-        self._process = process
-        self._hurry = hurry  # the engine needs what is compiled first
+    def __init__(self, job: Job, spawn: Callable[[Job], subprocess.Popen[bytes]] = _spawn) -> None:
+        self._job = job
+        self._spawn = spawn
+        self._process = spawn(job) if job.hurry else None
 
     @classmethod
     def start(cls, config: EngineConfig) -> KernelBuild | None:
@@ -49,21 +67,8 @@ class KernelBuild:
         start_stamp = stamp.with_name(f"{stamp.name}-start")
         if stamp.exists():
             return None
-        job = Job(config, facts, str(start_stamp), str(stamp), hurry=not start_stamp.exists())
-        process = subprocess.Popen(
-            _COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | _ONE_THREAD,
-            start_new_session=True,
-        )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(msgspec.json.encode(job) + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once; `wait` says so
-        return cls(process, hurry=job.hurry)
+        hurry = not start_stamp.exists()
+        return cls(Job(config, facts, str(start_stamp), str(stamp), hurry=hurry))
 
     def wait(self, report: Callable[[str], None]) -> Progress | None:
         """Until all that a start launches is compiled; the rest goes on in the background.
@@ -72,7 +77,7 @@ class KernelBuild:
         are then compiled one by one. Raises ModelLoadError with the name of a kernel that does not
         compile.
         """
-        if not self._hurry:
+        if self._process is None:
             return None
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -90,8 +95,15 @@ class KernelBuild:
         )
         return None
 
+    def compile_rest(self) -> None:
+        """The engine has started: compile in the background what later steps may need."""
+        if self._process is None:
+            self._process = self._spawn(self._job)
+
     def close(self) -> None:
         """End the process, if it still compiles in the background."""
+        if self._process is None:
+            return
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         if self._process.poll() is None:

@@ -9,24 +9,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import cdiv, supports_pdl, wait_for_inputs
 
 BLOCK = 1024
 
 
-@triton.jit
+@helper
 def tanh(x):
     """Hyperbolic tangent by the logistic function: saturates instead of overflowing."""
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 
 
-@triton.jit
+@helper
 def silu(x):
     """x * sigmoid(x)."""
     return x * tl.sigmoid(x)
 
 
-@triton.jit
+@helper
 def gelu_tanh(x):
     """GELU, tanh approximation (Hendrycks and Gimpel, 2016)."""
     return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))

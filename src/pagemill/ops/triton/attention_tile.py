@@ -7,15 +7,15 @@ Softmax is kept online (Milakov and Gimelshein, 2018) in base 2, as in FlashAtte
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from pagemill.ops.triton.activation import tanh
+from pagemill.ops.triton.helper import helper
 
 LOWEST = tl.constexpr(-1.0e30)  # a finite "minus infinity": differences are not NaN
 
 
-@triton.jit
+@helper
 def page_offsets(table_ptr, tokens, limit, block_stride, BLOCK_SIZE: tl.constexpr, D: tl.constexpr):
     """Where each token's row of one head begins; tokens at or past `limit` give block 0.
 
@@ -25,7 +25,7 @@ def page_offsets(table_ptr, tokens, limit, block_stride, BLOCK_SIZE: tl.constexp
     return pages.to(block_stride.dtype) * block_stride + (tokens % BLOCK_SIZE) * D
 
 
-@triton.jit
+@helper
 def to_log2(products, scale, soft_cap, SOFT_CAP: tl.constexpr):
     """Scores from dot products, scaled, capped, and multiplied by log2(e)."""
     if SOFT_CAP:
@@ -33,7 +33,7 @@ def to_log2(products, scale, soft_cap, SOFT_CAP: tl.constexpr):
     return products * (scale * 1.4426950408889634)
 
 
-@triton.jit
+@helper
 def fold_tile(
     q,  # [M, D]
     k,  # [N, D]
@@ -61,7 +61,7 @@ def fold_tile(
     return new_highest, total, acc
 
 
-@triton.jit
+@helper
 def visible(positions, tokens, window, WINDOW: tl.constexpr):
     """[M, N]: whether the query at each position sees each token."""
     keep = tokens[None, :] <= positions[:, None]
@@ -70,7 +70,7 @@ def visible(positions, tokens, window, WINDOW: tl.constexpr):
     return keep
 
 
-@triton.jit
+@helper
 def attend(
     q,  # [M, D]
     positions,  # [M]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pagemill.ops.fused import Stream
 from pagemill.ops.triton.activation import gelu_tanh, silu
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import (
     cdiv,
     has_small_shared,
@@ -74,7 +75,7 @@ def batch_config(
     return BatchConfig(block_m, block_n, block_k, splits, 4, 3 if small_shared else 4)
 
 
-@triton.jit
+@helper
 def _load_weights(w_ptr, rows, cols, num_rows, K: tl.constexpr, EVEN: tl.constexpr):
     at = rows.to(tl.int64)[:, None] * K + cols[None, :]
     if EVEN:
@@ -82,7 +83,7 @@ def _load_weights(w_ptr, rows, cols, num_rows, K: tl.constexpr, EVEN: tl.constex
     return tl.load(w_ptr + at, mask=(rows < num_rows)[:, None] & (cols < K)[None, :], other=0.0)
 
 
-@triton.jit
+@helper
 def _row_scales(
     squares_ptr, tokens, num_tokens, num_squares, eps, K: tl.constexpr, SQUARES: tl.constexpr
 ):
@@ -93,7 +94,7 @@ def _row_scales(
     return tl.rsqrt(tl.sum(tl.load(squares_ptr + at, mask=mask, other=0.0), axis=0) / K + eps)
 
 
-@triton.jit
+@helper
 def _add_to_stream(
     y, out_ptr, norm_ptr, scaled_ptr, sums_ptr, at, mask, tile, rows, tokens, num_rows, num_tokens
 ):
@@ -108,7 +109,7 @@ def _add_to_stream(
     tl.store(sums_ptr + tile * num_tokens + tokens, sums, mask=tokens < num_tokens)
 
 
-@triton.jit
+@helper
 def _products(
     x_ptr, w_ptr, rows, tokens, first, num_tokens, num_rows, x_stride, K: tl.constexpr,
     PIECE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -132,7 +133,7 @@ def _products(
     return acc, up_acc
 
 
-@triton.jit
+@helper
 def _add_up_pieces(
     partial_ptr, acc, up_acc, place, split, counter_ptr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr,

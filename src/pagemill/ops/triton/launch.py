@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from pagemill.ops.triton.helper import helper
+
 HOPPER = (9, 0)
 INTERPRETED_SMS = 4  # there is no device to ask in the interpreter
 # Bytes of shared memory for a program: A100s have 163 KiB, later ones of their kind 227, but cards
@@ -25,14 +27,14 @@ INTERPRETED_SMS = 4  # there is no device to ask in the interpreter
 SMALL_SHARED = 99 * 1024
 
 
-@triton.jit
+@helper
 def let_next_start(PDL: tl.constexpr):
     """Let the next kernel start early; `wait_for_inputs` must follow before inputs are read."""
     if PDL:
         gdc_launch_dependents()
 
 
-@triton.jit
+@helper
 def wait_for_inputs(PDL: tl.constexpr):
     """Let the next kernel start early, then wait until the kernels before this one are done."""
     if PDL:

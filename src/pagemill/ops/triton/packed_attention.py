@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
 from pagemill.ops.triton.attention_tile import LOWEST, attend
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import (
     has_small_shared,
     next_power_of_2,
@@ -56,7 +57,7 @@ def packed_config(
     return PackedConfig(128, 64, 4 if hopper else 8, 3)
 
 
-@triton.jit
+@helper
 def _row_of_tile(query_start_ptr, tile, num_seqs, BLOCK_Q: tl.constexpr):
     low = 0
     high = num_seqs

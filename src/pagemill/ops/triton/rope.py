@@ -10,19 +10,20 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.ops.base import HeadShape
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, supports_pdl, wait_for_inputs
 
 BLOCK_HEADS = 8
 
 
-@triton.jit
+@helper
 def rope_partner(cols, HEAD_DIM: tl.constexpr):
     """The column each column is rotated with: the same place in the other half."""
     HALF: tl.constexpr = HEAD_DIM // 2
     return tl.where(cols < HALF, cols + HALF, cols - HALF)
 
 
-@triton.jit
+@helper
 def load_cos_sin(cos_sin_ptr, position, cols, HEAD_DIM: tl.constexpr):
     """cos and signed sin of each column's angle; columns past HEAD_DIM give zeros."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -33,13 +34,13 @@ def load_cos_sin(cos_sin_ptr, position, cols, HEAD_DIM: tl.constexpr):
     return cos, tl.where(cols < HALF, -sin, sin)
 
 
-@triton.jit
+@helper
 def head_rms(x, eps, HEAD_DIM: tl.constexpr):
     """1 / RMS of each row of x [rows, D]."""
     return tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + eps)
 
 
-@triton.jit
+@helper
 def to_cache_type(x, ptr, FP8: tl.constexpr):
     """x in the cache's type; saturates for fp8, whose cast does not."""
     if FP8:

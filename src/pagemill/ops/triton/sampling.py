@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.ops.sampling import Filters, SamplingRows
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, supports_pdl, wait_for_inputs
 from pagemill.ops.triton.threshold import STATE_SIZE, RowMaxima, thresholds
 
@@ -60,7 +61,7 @@ def _chunk_mass_kernel(
     tl.store(mass_ptr + row * num_chunks + chunk, tl.sum(weight, axis=0))
 
 
-@triton.jit
+@helper
 def _kept_weights(
     logits_ptr, max_ptr, threshold_ptr, row, temperature, chunk, width, num_chunks,
     CHUNK: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, TRUNCATE: tl.constexpr,

@@ -10,13 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.ops.sampling import SamplingRows, SlotSampling
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import cdiv, supports_pdl, wait_for_inputs
 from pagemill.ops.triton.random import uniform
 
 ROWS_TILE = 128
 
 
-@triton.jit
+@helper
 def copy_sampling(
     rows, slots, index, there, real, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr,
     stride, out_ptr, out_stride,

@@ -27,6 +27,7 @@ from pagemill.ops.triton.attention_tile import (
     to_log2,
     visible,
 )
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import (
     has_small_shared,
     let_next_start,
@@ -53,7 +54,7 @@ class SplitPlan:
     early: bool = False  # with rope: load the first keys before the kernels before are done
 
 
-@triton.jit
+@helper
 def _normed_rope(x_ptr, weight_ptr, mask, cols, cos, sin, eps, D: tl.constexpr, NORM: tl.constexpr):
     """Rows of x normed and rotated, in float32; x_ptr [M, 1] points at each row's start."""
     partner = rope_partner(cols, D)
@@ -67,7 +68,7 @@ def _normed_rope(x_ptr, weight_ptr, mask, cols, cos, sin, eps, D: tl.constexpr, 
     return x * cos[None, :] + y * sin[None, :]
 
 
-@triton.jit
+@helper
 def _write_new_token(
     row_ptr, k_ptr, v_ptr, slot, norm_ptr, kv_head, cols, cos, sin, eps, block_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr,
@@ -87,7 +88,7 @@ def _write_new_token(
     return k, v
 
 
-@triton.jit
+@helper
 def _chunk_of(
     split, start, seq_len, window, min_chunk, NUM_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr, ROPE: tl.constexpr,
@@ -103,7 +104,7 @@ def _chunk_of(
     return begin, tl.minimum(begin + chunk, cached), active
 
 
-@triton.jit
+@helper
 def _add_up_rows(
     partial_ptr, lse_ptr, out_ptr, first, active, query_start, rows, num_rows, kv_head,
     GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr, D: tl.constexpr,
@@ -128,7 +129,7 @@ def _add_up_rows(
     tl.store(row_ptr[:, None] + cols[None, :], values.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@helper
 def _add_up_chunks(
     partial_ptr, lse_ptr, out_ptr, first, active, query_start, num_rows, kv_head,
     GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_HEADS: tl.constexpr, D: tl.constexpr,
@@ -149,7 +150,7 @@ def _add_up_chunks(
             )  # fmt: skip
 
 
-@triton.jit
+@helper
 def _hand_in_chunk(
     acc, highest, total, q_mask, live, rows, tokens, cols, partial_ptr, lse_ptr, counter_ptr,
     out_ptr, seq, split, active, query_start, query_len, kv_head,
@@ -182,7 +183,7 @@ def _hand_in_chunk(
             )  # fmt: skip
 
 
-@triton.jit
+@helper
 def _load_keys(
     row_table_ptr, k_ptr, v_ptr, keys, end, cols, block_stride, BLOCK_SIZE: tl.constexpr,
     D: tl.constexpr,
@@ -195,14 +196,14 @@ def _load_keys(
     return k, tl.load(v_ptr + at, mask=inside, other=0.0)
 
 
-@triton.jit
+@helper
 def _no_values(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """The online softmax before any key."""
     highest = tl.full((BLOCK_M,), LOWEST, tl.float32)
     return highest, tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
 
-@triton.jit
+@helper
 def _first_values(
     q, new_k, new_v, scale, soft_cap, SOFT_CAP: tl.constexpr, BLOCK_M: tl.constexpr
 ):  # fmt: skip
@@ -213,7 +214,7 @@ def _first_values(
     return highest, ones, ones[:, None] * new_v.to(tl.float32)
 
 
-@triton.jit
+@helper
 def _rope_inputs(
     q_ptr, q_rows, q_mask, q_norm_ptr, k_norm_ptr, cos_sin_ptr, slot_mapping_ptr, k_ptr, v_ptr,
     query_start, start, kv_head, has_new_token, cols, q_stride, block_stride, scale, soft_cap, eps,

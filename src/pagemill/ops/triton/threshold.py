@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.ops.sampling import Filters, SamplingRows
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, supports_pdl, wait_for_inputs
 
 TILE = 8192  # logits of a program
@@ -32,7 +33,7 @@ LOW, HIGH, COUNT_HIGH, WANTED, DONE = (tl.constexpr(i) for i in range(5))
 STATE_SIZE = 5
 
 
-@triton.jit
+@helper
 def _start(best, temperature, min_p):
     """The interval that holds all logits with any weight: from `low`, and before `high`."""
     low = best - RANGE * temperature
@@ -58,7 +59,7 @@ def _start_kernel(
     tl.store(state_ptr + row * NUM_STATE + HIGH, high)
 
 
-@triton.jit
+@helper
 def _narrow(
     state_ptr, counts, masses, low, step, limit, count_limit, wanted, first, index,
     BY_MASS: tl.constexpr, VALUES: tl.constexpr,

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagemill.ops.triton.activation import gelu_tanh, silu
+from pagemill.ops.triton.helper import helper
 from pagemill.ops.triton.launch import cdiv, next_power_of_2, num_sms, supports_pdl, wait_for_inputs
 
 MAX_WIDTH = 4096  # of an input that a program takes at once
@@ -55,14 +56,14 @@ def vector_config(out_features: int, in_features: int, gated: bool) -> VectorCon
     return VectorConfig(max(1, (16384 if width > 2048 else 8192) // width), 4, 8)
 
 
-@triton.jit
+@helper
 def _load_tile(w_ptr, rows, cols, num_rows, K: tl.constexpr):
     mask = (rows < num_rows)[:, None] & (cols < K)[None, :]
     at = rows.to(tl.int64)[:, None] * K + cols[None, :]
     return tl.load(w_ptr + at, mask=mask, other=0.0, eviction_policy="evict_first")
 
 
-@triton.jit
+@helper
 def _store_rows(y, out_ptr, bias_ptr, rows, num_rows, BIAS: tl.constexpr, ADD: tl.constexpr):
     """Store y [BLOCK_N], plus the bias, plus what `out` holds."""
     mask = rows < num_rows
