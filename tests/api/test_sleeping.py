@@ -12,7 +12,7 @@ from api.fakes import REPLY, FakeClient, http_client, make_context, pooling_clie
 from pagemill.api.context import ApiSettings, ServerContext
 from pagemill.config.pooling import PoolingConfig
 from pagemill.engine.messages import EngineStatus
-from pagemill.errors import PageMillError
+from pagemill.errors import RequestAborted
 
 ADMIN = {"authorization": "Bearer root"}
 COMPLETION = {"prompt": "x"}
@@ -96,7 +96,7 @@ def test_vectors_that_take_too_long_are_told_so_too(monkeypatch: pytest.MonkeyPa
 
         async def pool(*args: Any, **options: Any) -> NoReturn:
             client.stats.sleep_level = 1
-            raise PageMillError("the request was aborted")
+            raise RequestAborted("the request was aborted")
 
         monkeypatch.setattr(client, "pool", pool)
         async with admin_client(client) as http:

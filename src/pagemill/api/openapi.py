@@ -43,6 +43,7 @@ _ERRORS = {
     415: "The body is not JSON",
     429: "The key has too many requests open, or uses too much a minute",
     431: "The headers are too large",
+    499: "The request was aborted",
     500: "The server failed",
     503: "Loading, overloaded or shutting down",
 }
