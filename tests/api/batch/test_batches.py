@@ -309,6 +309,55 @@ def test_a_fault_of_the_server_fails_one_batch_only(
     run(scenario)
 
 
+@pytest.mark.parametrize("num_answered", [0, 2])
+def test_a_batch_whose_input_is_gone_fails_and_keeps_what_is_done(
+    tmp_path: Path, num_answered: int
+) -> None:
+    async def scenario() -> None:
+        client = FakeClient(delay=0.005)
+        async with server(tmp_path, client, works=num_answered > 0) as running:
+            api = running.openai()
+            batch = await start(api, requests(50))
+            while len(client.calls) - len(client.open_ids) < num_answered:
+                await asyncio.sleep(0.001)
+        (tmp_path / "files" / batch.input_file_id).unlink()
+        async with server(tmp_path) as running:
+            api = running.openai()
+            done = await ended(api, batch.id)
+            assert (done.status, done.failed_at is not None) == ("failed", True)
+            assert done.errors is not None and done.errors.data is not None
+            [issue] = done.errors.data
+            assert (issue.code, issue.param) == ("missing_input_file", "input_file_id")
+            assert batch.input_file_id in (issue.message or "")
+            if num_answered:
+                kept = await results(api, done.output_file_id)
+                assert len(kept) == done.request_counts.completed >= num_answered
+            else:
+                assert done.output_file_id is None
+
+    run(scenario)
+
+
+def test_a_disk_that_is_not_there_delays_a_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path) as running:
+            api = running.openai()
+            file_id = await upload(api, requests(1))
+            (tmp_path / "files").rename(tmp_path / "elsewhere")
+            batch = await api.batches.create(
+                input_file_id=file_id, endpoint="/v1/completions", completion_window="24h"
+            )
+            while f"{batch.id} waits" not in caplog.text:
+                await asyncio.sleep(0.005)
+            assert (await api.batches.retrieve(batch.id)).status == "validating"
+            (tmp_path / "elsewhere").rename(tmp_path / "files")
+            assert (await ended(api, batch.id)).status == "completed"
+
+    run(scenario)
+
+
 def test_two_processes_share_a_folder_and_one_works(tmp_path: Path) -> None:
     async def scenario() -> None:
         second_client = FakeClient()
