@@ -214,7 +214,9 @@ class Job:
         if not num_lines:
             await self.storage.remove(file_id)
             return None
-        now, seconds = self._now(), self.stored.output_seconds
+        now = self._now()
+        limits = (self.stored.output_seconds, self.storage.limits.keep_seconds)
+        seconds = min((limit for limit in limits if limit), default=0)
         file = FileObject(
             id=file_id,
             bytes=self.storage.path(file_id).stat().st_size,

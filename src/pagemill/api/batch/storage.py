@@ -36,6 +36,8 @@ class BatchLimits:
     max_total_bytes: int = 20 * 2**30  # of all keys
     max_requests: int = 50_000  # in a batch
     max_open: int = 100  # batches by key that have not ended
+    max_ended: int = 10_000  # batches by key that have; the first to end are forgotten first
+    keep_seconds: int = 30 * 24 * 3600  # of an ended batch and its results; 0: no end
     max_line_bytes: int = 8 * 2**20
     upload_timeout: float = 600.0  # seconds
 
