@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from pagemill.api.app import build_app
 from pagemill.api.context import ServerContext
@@ -19,13 +20,21 @@ from pagemill.api.context import ServerContext
 def serve(context: ServerContext, http: Any = "auto") -> Iterator[str]:
     """The server's URL while it runs."""
     listener = socket.create_server(("127.0.0.1", 0))
-    app = build_app(context)
+    with serve_app(build_app(context), listener, http):
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def serve_app(
+    app: ASGIApp, listener: socket.socket, http: Any = "auto"
+) -> Iterator[uvicorn.Server]:
+    """An application's server while it runs; closes the listening socket."""
     config = uvicorn.Config(app, log_level="warning", lifespan="off", http=http)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
         thread.join(timeout=10)

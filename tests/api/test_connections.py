@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import FileResponse, Response
 from starlette.types import Message
 
 from api.fakes import FakeClient, http_client, make_context, metric, sse_events
-from api.live import serve, wait_until
+from api.live import serve, serve_app, wait_until
 from pagemill.api.app import build_app
 from pagemill.api.connection import run_while_connected
 from pagemill.api.context import Clock, ServerContext
 from pagemill.api.errors import ClientDisconnected
 from pagemill.api.sse import EventStream
+from pagemill.cli.http import StreamingProtocol
+from pagemill.cli.listen import bind
 
 FOREVER = 60.0
 
@@ -306,3 +311,27 @@ def test_slow_reader_does_not_grow_the_servers_memory() -> None:
             assert wait_until(lambda: stands_still(context), 20.0)
             assert metric(context, "vllm:generation_tokens_total") < 64 * 16 * 400
         assert wait_until(lambda: not client.open_ids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such bound")
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_that_nobody_reads_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A whole answer, which the server has written long ago, and a file that is being sent."""
+    monkeypatch.setattr("pagemill.cli.listen.UNREAD_SECONDS", 0.5)
+    content = bytes(16 * 2**20)
+    path = tmp_path / "large"
+    path.write_bytes(content)
+    app = Response(content) if whole else FileResponse(path)
+    [listener] = bind("127.0.0.1", 0)
+    with serve_app(app, listener, StreamingProtocol) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(listener.getsockname())
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        state = server.server_state
+        assert wait_until(lambda: not (state.connections or state.tasks), 20.0)
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(65536):
+                pass
