@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from api.fakes import FakeClient
 from pagemill.api.app import build_app
 from pagemill.api.context import ServerContext
 
@@ -41,7 +43,7 @@ def serve_app(
         listener.close()
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 1.0) -> bool:
+def wait_until(done: Callable[[], bool], seconds: float = 10.0) -> bool:
     """Whether `done` came true in time."""
     deadline = time.monotonic() + seconds
     while not done():
@@ -49,3 +51,16 @@ def wait_until(done: Callable[[], bool], seconds: float = 1.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def send_and_leave(url: str, path: str, body: dict[str, Any], client: FakeClient) -> None:
+    """Post a request and close the connection as soon as the engine has it."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        assert wait_until(lambda: bool(client.open_ids), 5.0)

@@ -9,7 +9,15 @@ from typing import Any, NoReturn
 import httpx
 import pytest
 
-from api.fakes import REPLY, FakeClient, http_client, make_context, pooling_client, sse_events
+from api.fakes import (
+    REPLY,
+    FakeClient,
+    http_client,
+    make_context,
+    metric,
+    pooling_client,
+    sse_events,
+)
 from api.live import serve, wait_until
 from pagemill.api.context import ApiSettings, ServerContext
 from pagemill.config.pooling import PoolingConfig
@@ -124,15 +132,15 @@ def request_of(path: str, content: bytes) -> bytes:
 @pytest.mark.parametrize("how", ["mode=abort", "timeout=0.01"])
 def test_what_runs_too_long_is_told_to_come_back(how: str) -> None:
     async def run() -> None:
-        client = FakeClient(delay=0.05)
-        async with admin_client(client) as http:
+        client = FakeClient(delay=0.2)
+        context = context_of(client)
+        async with http_client(context, headers=ADMIN) as http:
             whole = asyncio.create_task(http.post("/v1/completions", json=COMPLETION))
             stream = asyncio.create_task(
                 http.post("/v1/completions", json={**COMPLETION, "stream": True})
             )
-            while len(client.open_ids) < 2 or not client.calls:
+            while metric(context, "vllm:generation_tokens_total") < 4:  # two of each
                 await asyncio.sleep(0.001)
-            await asyncio.sleep(0.08)  # the stream has begun
             assert (await http.post(f"/sleep?{how}")).status_code == 200
             answer = await whole
             assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
