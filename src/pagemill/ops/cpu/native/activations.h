@@ -1,4 +1,11 @@
 // Activations as int8 by groups of 32 inputs: what matrices in few bits are multiplied with.
+//
+// Layers are written for any kind of activations X (see half_linear.h for the other one) with
+//   X::kTile                    output channels of a packed tile
+//   make(workspace, place, rows, size)
+//   put(row, group, values)     kGroup floats, rounded
+//   row_bytes()
+// and functions multiply_tile(matrix, tile, rows, x, row, sums), for up to kRows<X> rows at once.
 #pragma once
 
 #include <algorithm>
@@ -13,22 +20,27 @@ constexpr float kActivationTop = 127.0f;
 
 // Rows of `groups` groups; inputs beyond the row's end are zero.
 struct Activations {
+  static constexpr int kTile = kChannels;
+
   int8_t* values;  // [rows, groups * 32]
   float* scale;    // [rows, groups]: of one unit
   float* sum;      // [rows, groups]: of the group, as rounded
   int64_t groups;
 
   int64_t stride() const { return groups * kGroup; }
-};
+  int64_t row_bytes() const { return stride(); }
 
-// Room for `rows` rows of `size` inputs.
-inline Activations activations(Workspace& workspace, Workspace::Place place, int64_t rows,
-                               int64_t size) {
-  int64_t groups = (size + kGroup - 1) / kGroup, count = rows * groups;
-  auto* memory = workspace.get<char>(place, count * (kGroup + 2 * sizeof(float)));
-  float* scales = reinterpret_cast<float*>(memory + count * kGroup);
-  return {reinterpret_cast<int8_t*>(memory), scales, scales + count, groups};
-}
+  // Room for `rows` rows of `size` inputs.
+  static Activations make(Workspace& workspace, Workspace::Place place, int64_t rows,
+                          int64_t size) {
+    int64_t groups = (size + kGroup - 1) / kGroup, count = rows * groups;
+    auto* memory = workspace.get<char>(place, count * (kGroup + 2 * sizeof(float)));
+    float* scales = reinterpret_cast<float*>(memory + count * kGroup);
+    return {reinterpret_cast<int8_t*>(memory), scales, scales + count, groups};
+  }
+
+  inline void put(int64_t row, int64_t group, const float* x) const;
+};
 
 // kGroup floats -> int8 with their scale and sum.
 inline void quantize_group(const float* x, int8_t* out, float* scale, float* sum) {
@@ -50,15 +62,19 @@ inline void quantize_group(const float* x, int8_t* out, float* scale, float* sum
   *sum = *scale * float(total);
 }
 
+inline void Activations::put(int64_t row, int64_t group, const float* x) const {
+  int64_t at = row * groups + group;
+  quantize_group(x, values + at * kGroup, scale + at, sum + at);
+}
+
 // A row of `size` elements; `value(i)` is called in order.
-template <typename Value>
-void quantize_row(const Activations& a, int64_t row, int64_t size, Value value) {
+template <typename X, typename Value>
+void round_row(const X& a, int64_t row, int64_t size, Value value) {
   float group[kGroup];
   for (int64_t g = 0; g < a.groups; g++) {
     int64_t first = g * kGroup;
     for (int i = 0; i < kGroup; i++) group[i] = first + i < size ? value(first + i) : 0.0f;
-    int64_t at = row * a.groups + g;
-    quantize_group(group, a.values + at * kGroup, a.scale + at, a.sum + at);
+    a.put(row, g, group);
   }
 }
 
@@ -71,14 +87,15 @@ inline float inverse_rms(const float* x, int64_t size, float eps) {
   return 1.0f / std::sqrt((sum(squares) + tail) / float(size) + eps);
 }
 
-// RMSNorm of rows [rows, size], quantised. To be called by all threads of a region.
-inline void norm_quantize(const float* x, const float* weight, float eps, int64_t rows,
-                          int64_t size, const Activations& out) {
+// RMSNorm of rows [rows, size], rounded. To be called by all threads of a region.
+template <typename X>
+void norm_round(const float* x, const float* weight, float eps, int64_t rows, int64_t size,
+                const X& out) {
 #pragma omp for
   for (int64_t r = 0; r < rows; r++) {
     const float* row = x + r * size;
     float inverse = inverse_rms(row, size, eps);
-    quantize_row(out, r, size, [&](int64_t i) { return row[i] * inverse * weight[i]; });
+    round_row(out, r, size, [&](int64_t i) { return row[i] * inverse * weight[i]; });
   }
 }
 
