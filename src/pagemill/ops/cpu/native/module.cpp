@@ -4,7 +4,10 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "pack.h"
@@ -29,17 +32,31 @@ const Kernels& kernels();
 
 namespace {
 
-const Kernels& select() {
+// What this processor can run, the best first.
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernels() : avx512::kernels();
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&avx512bf16::kernels());
+    tables.push_back(&avx512::kernels());
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
-    return avx2::kernels();
+    tables.push_back(&avx2::kernels());
 #endif
-  return baseline::kernels();
+  tables.push_back(&baseline::kernels());
+  return tables;
+}
+
+// The best, or what the environment names: a means to test and time the others.
+const Kernels& select() {
+  const char* asked = std::getenv("PAGEMILL_CPU_ISA");
+  for (const Kernels* table : supported())
+    if (!asked || std::string(asked) == table->name) return *table;
+  throw std::invalid_argument("PAGEMILL_CPU_ISA names no instruction set of this processor: " +
+                              std::string(asked));
 }
 
 const Kernels& chosen() {
@@ -161,6 +178,11 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // the engine keeps all that loading made to its end: gc.freeze
   bind_values(m);
   m.def("isa", [] { return chosen().name; });
+  m.def("supported_isas", [] {
+    nb::list names;
+    for (const Kernels* table : supported()) names.append(table->name);
+    return names;
+  });
   m.def("rms_norm", &rms_norm, guard());
   m.def("gate_mul", &gate_mul, guard());
   m.def("rope_cache", &rope_cache, guard());
