@@ -48,7 +48,13 @@ class Decoder(nn.Module):
             tied=config.tie_embeddings,
         )
         self.layers = nn.ModuleList(
-            build_layer(config, ctx, spec, ropes.for_layer(spec.sliding_window)) for spec in specs
+            build_layer(
+                config,
+                ctx.for_layer(spec.layer_index, len(specs)),
+                spec,
+                ropes.for_layer(spec.sliding_window),
+            )
+            for spec in specs
         )
         self.norm = RMSNorm(ctx, config.hidden_size, config.norm_eps, offset_one=offset_one)
         self._fused = fused_ops(ctx)

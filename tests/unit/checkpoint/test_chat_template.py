@@ -207,7 +207,7 @@ BOMBS = {
     + "{{ a == b }}",
     "namespace text": "{% set n = namespace(x='x' * 1000000) %}{{ n.x * 5 }}",
     "sum of lists": "{{ ([[1]] * 100000) | sum(start=[]) }}",
-    "striptags": "{{ (('<!--' * 500000) | escape).striptags() }}",
+    "striptags": "{% set a = ('<!--' * 500000) | escape %}" + "{{ a.striptags() | length }}" * 60,
     "round": "{{ 1.5 | round(10**9, 'ceil') }}",
     "to_bytes": "{{ (1).to_bytes(10**10, 'big') }}",
     "slices": LONG + "{{ a[1:] | length }}" * 5000,

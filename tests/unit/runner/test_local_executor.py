@@ -125,7 +125,7 @@ def test_the_room_that_weights_need_is_that_of_their_type(
     name = "none" if quantization == "packed" else quantization
     ops = select_ops("cpu") if quantization == "packed" else ReferenceOps()
     device_type = "cuda" if quantization == "fp8" else "cpu"
-    quant = select_quant(name, device_type, ops, torch.bfloat16)
+    quant = select_quant(name, device_type, ops, torch.bfloat16, stored_fp8=True)
     context = BuildContext(torch.device("cpu"), torch.bfloat16, ops, quant)
     config = msgspec.structs.replace(config, quantization=name, dtype="bfloat16")
     model = open_checkpoint(config.model).model_config()
