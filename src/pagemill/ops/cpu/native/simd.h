@@ -37,6 +37,8 @@ struct Float16 {
 
 inline VecF broadcast(float x) { return x - VecF{}; }
 
+inline VecF to_floats(int32_t x) { return __builtin_convertvector(VecI{} + x, VecF); }
+
 inline VecF load(const float* p) {
   VecF v;
   std::memcpy(&v, p, sizeof v);
@@ -134,15 +136,28 @@ inline void store_half(Float16* p, VecF v) {
 }
 #endif
 
-// Adds the upper half to the lower one until one lane is left.
+// The upper half of the lanes in the place of the lower one, of which `count` are still in use.
+template <typename Vec>
+inline Vec upper_half(Vec v, int count) {
+  VecI other;
+  for (int i = 0; i < kLanes; i++) other[i] = (i + count / 2) % kLanes;
+  return __builtin_shuffle(v, other);
+}
+
+#if defined(__AVX512F__)
+inline float sum(VecF v) { return _mm512_reduce_add_ps(__m512(v)); }
+inline int32_t sum(VecI v) { return _mm512_reduce_add_epi32(__m512i(v)); }
+#else
 inline float sum(VecF v) {
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    VecI other;
-    for (int i = 0; i < kLanes; i++) other[i] = (i + half) % kLanes;
-    v += __builtin_shuffle(v, other);
-  }
+  for (int count = kLanes; count > 1; count /= 2) v += upper_half(v, count);
   return v[0];
 }
+
+inline int32_t sum(VecI v) {
+  for (int count = kLanes; count > 1; count /= 2) v += upper_half(v, count);
+  return v[0];
+}
+#endif
 
 // The sums of four vectors -> out[4].
 inline void sum_four(const VecF* v, float* out) {
@@ -155,15 +170,32 @@ inline void sum_four(const VecF* v, float* out) {
 #endif
 }
 
-inline float max(VecF v) {
-  float top = v[0];
-  for (int i = 1; i < kLanes; i++) top = v[i] > top ? v[i] : top;
-  return top;
-}
-
 inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
+
+#if defined(__AVX512F__)
+inline float max(VecF v) { return _mm512_reduce_max_ps(__m512(v)); }
+#else
+inline float max(VecF v) {
+  for (int count = kLanes; count > 1; count /= 2) v = max(v, upper_half(v, count));
+  return v[0];
+}
+#endif
+
 inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
 inline VecF abs(VecF v) { return max(v, -v); }
+
+// The lanes' lowest bytes -> out[kLanes]; the lanes lie within -128 to 127.
+inline void store_bytes(int8_t* out, VecI v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(__m512i(v)));
+#elif defined(__AVX2__)
+  __m256i all = __m256i(v);
+  __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(pairs, pairs));
+#else
+  for (int l = 0; l < kLanes; l++) out[l] = int8_t(v[l]);
+#endif
+}
 
 // Beyond the type's range: the largest number.
 inline void store(Float16* p, VecF v) {
