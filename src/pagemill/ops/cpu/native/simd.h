@@ -37,8 +37,6 @@ struct Float16 {
 
 inline VecF broadcast(float x) { return x - VecF{}; }
 
-inline VecF to_floats(int32_t x) { return __builtin_convertvector(VecI{} + x, VecF); }
-
 inline VecF load(const float* p) {
   VecF v;
   std::memcpy(&v, p, sizeof v);
@@ -136,64 +134,60 @@ inline void store_half(Float16* p, VecF v) {
 }
 #endif
 
-// The upper half of the lanes in the place of the lower one, of which `count` are still in use.
-template <typename Vec>
-inline Vec upper_half(Vec v, int count) {
-  VecI other;
-  for (int i = 0; i < kLanes; i++) other[i] = (i + count / 2) % kLanes;
-  return __builtin_shuffle(v, other);
+inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
+inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
+inline VecF abs(VecF v) { return max(v, -v); }
+
+using Vec4 = float __attribute__((vector_size(16)));
+using Vec4I = int32_t __attribute__((vector_size(16)));
+
+// Folds four lanes into one. Shuffles need constants: GCC makes a table in memory of other masks.
+template <typename Fold>
+inline float fold_four(Vec4 v, Fold fold) {
+  v = fold(v, __builtin_shuffle(v, Vec4I{2, 3, 0, 1}));
+  return fold(v, __builtin_shuffle(v, Vec4I{1, 0, 3, 2}))[0];
 }
 
 #if defined(__AVX512F__)
 inline float sum(VecF v) { return _mm512_reduce_add_ps(__m512(v)); }
-inline int32_t sum(VecI v) { return _mm512_reduce_add_epi32(__m512i(v)); }
+inline float max(VecF v) { return _mm512_reduce_max_ps(__m512(v)); }
 #else
-inline float sum(VecF v) {
-  for (int count = kLanes; count > 1; count /= 2) v += upper_half(v, count);
-  return v[0];
+template <typename Fold>
+inline float fold_lanes(VecF v, Fold fold) {
+#if defined(__AVX2__)
+  Vec4 low = Vec4(_mm256_castps256_ps128(__m256(v)));
+  return fold_four(fold(low, Vec4(_mm256_extractf128_ps(__m256(v), 1))), fold);
+#else
+  return fold_four(v, fold);
+#endif
 }
 
-inline int32_t sum(VecI v) {
-  for (int count = kLanes; count > 1; count /= 2) v += upper_half(v, count);
-  return v[0];
+inline float sum(VecF v) {
+  return fold_lanes(v, [](Vec4 a, Vec4 b) { return a + b; });
+}
+
+inline float max(VecF v) {
+  return fold_lanes(v, [](Vec4 a, Vec4 b) { return a > b ? a : b; });
 }
 #endif
 
 // The sums of four vectors -> out[4].
 inline void sum_four(const VecF* v, float* out) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  // Within each quarter of the lanes: pairs of lanes, then of pairs; then the quarters.
+  __m512 a = __m512(v[0]), b = __m512(v[1]), c = __m512(v[2]), d = __m512(v[3]);
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  __m512 fours = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
+  __m128 low = _mm256_castps256_ps128(halves), high = _mm256_extractf128_ps(halves, 1);
+  _mm_storeu_ps(out, _mm_add_ps(low, high));
+#elif defined(__AVX2__)
   __m256 pairs = _mm256_hadd_ps(__m256(v[0]), __m256(v[1]));
   __m256 fours = _mm256_hadd_ps(pairs, _mm256_hadd_ps(__m256(v[2]), __m256(v[3])));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
 #else
   for (int j = 0; j < 4; j++) out[j] = sum(v[j]);
-#endif
-}
-
-inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
-
-#if defined(__AVX512F__)
-inline float max(VecF v) { return _mm512_reduce_max_ps(__m512(v)); }
-#else
-inline float max(VecF v) {
-  for (int count = kLanes; count > 1; count /= 2) v = max(v, upper_half(v, count));
-  return v[0];
-}
-#endif
-
-inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
-inline VecF abs(VecF v) { return max(v, -v); }
-
-// The lanes' lowest bytes -> out[kLanes]; the lanes lie within -128 to 127.
-inline void store_bytes(int8_t* out, VecI v) {
-#if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(__m512i(v)));
-#elif defined(__AVX2__)
-  __m256i all = __m256i(v);
-  __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(pairs, pairs));
-#else
-  for (int l = 0; l < kLanes; l++) out[l] = int8_t(v[l]);
 #endif
 }
 
