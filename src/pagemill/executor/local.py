@@ -53,7 +53,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-_GROUPED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
+_PACKED_BYTES = {"int8": 17 / 16, "int4": 5 / 8, "bfloat16": 2}  # per weight, with scales
 
 
 class LocalExecutor:
@@ -112,7 +112,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     phases.begin("weights")
     model = _load(config, model_config, context, checkpoint, device, report)
     phases.begin("memory and first kernels")
-    plan = CachePlan(config, model, _cache_type(config, device))
+    plan = CachePlan(config, model, _cache_type(config, device, context))
     fit = _fit_memory(config, model, device, attention, plan, context.ops, report)
     if fit.remark:
         report(fit.remark)
@@ -219,8 +219,9 @@ def _build_context(config: EngineConfig, device: Device) -> BuildContext:
     ops = select_ops(device.type, config.ops)
     if config.deterministic:
         ops = DeterministicOps(ops, device.type)
-    quant = select_quant(config.quantization, device.type, ops)
-    return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
+    dtype = _DTYPES[config.dtype]
+    quant = select_quant(config.quantization, device.type, ops, dtype)
+    return BuildContext(device.torch_device, quant.activations or dtype, ops, quant)
 
 
 def _check_weights_fit(
@@ -229,7 +230,7 @@ def _check_weights_fit(
     """The bytes of the weights in memory, found without allocating them."""
     meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
     assert isinstance(meta, torch.nn.Module)
-    needed, free = _weight_bytes(meta, config.quantization), device.free_memory()
+    needed, free = _weight_bytes(meta, context.quant.name), device.free_memory()
     if needed > free:
         form = config.dtype if config.quantization == "none" else config.quantization
         raise ModelLoadError(
@@ -242,9 +243,9 @@ def _check_weights_fit(
 
 def _weight_bytes(meta: torch.nn.Module, quantization: str) -> int:
     """Of a model on the meta device; packed matrices have no tensors there and are estimated."""
-    if quantization in _GROUPED_BYTES:
+    if quantization in _PACKED_BYTES:
         num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
-        return int(num_weights * _GROUPED_BYTES[quantization])
+        return int(num_weights * _PACKED_BYTES[quantization])
     return sum(tensor.nbytes for tensor in (*meta.parameters(), *meta.buffers()))
 
 
@@ -305,13 +306,14 @@ def _fit_memory(
     return plan.fit(cache_budget(config, device, device.peak_memory(run_largest_batch)))
 
 
-def _cache_type(config: EngineConfig, device: Device) -> torch.dtype:
+def _cache_type(config: EngineConfig, device: Device, context: BuildContext) -> torch.dtype:
     """float8 if asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
     if config.kv_cache_dtype == "fp8":
         return torch.float8_e4m3fn
-    if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
+    rounded = context.quant.name != "none"
+    if device.type == "cpu" and context.dtype == torch.float32 and rounded:
         return torch.float16
-    return _DTYPES[config.dtype]
+    return context.dtype
 
 
 def _build_runner(

@@ -43,16 +43,14 @@ struct PlainOutput {
   }
 };
 
-// Writes heads as int8 activations; head_dim is a multiple of kGroup.
-struct QuantizedOutput {
-  Activations out;
+// Writes heads as activations of kind X; head_dim is a multiple of kGroup.
+template <typename X>
+struct RoundedOutput {
+  X out;
   int64_t dim;
 
   void write(int64_t token, int64_t head, const float* values) const {
-    for (int64_t i = 0; i < dim; i += kGroup) {
-      int64_t at = token * out.groups + (head * dim + i) / kGroup;
-      quantize_group(values + i, out.values + at * kGroup, out.scale + at, out.sum + at);
-    }
+    for (int64_t i = 0; i < dim; i += kGroup) out.put(token, (head * dim + i) / kGroup, values + i);
   }
 };
 

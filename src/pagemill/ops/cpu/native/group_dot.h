@@ -18,6 +18,16 @@ inline int32_t four_inputs(const int8_t* x) {
   return four;
 }
 
+// The code of input i of a block's channel c.
+inline int code_at(const uint8_t* codes, int bits, int c, int i) {
+  const int quad = i / 4, at = c * 4 + i % 4;
+  if (bits == 8) return int8_t(codes[quad * 64 + at]);
+  const uint8_t both = codes[quad / 2 * 64 + at];
+  return quad % 2 ? both >> 4 : both & 15;
+}
+
+inline VecF to_floats(int32_t x) { return __builtin_convertvector(VecI{} + x, VecF); }
+
 // Keeps the compiler from summing in another order, for which it would spill every product.
 template <typename Vec>
 inline void keep(Vec& v) {
@@ -168,23 +178,13 @@ inline VecI starts(int32_t shifted_sum) {
   return kBits == 4 && !kOffsets ? VecI{} + shifted_sum / 16 : VecI{};
 }
 
-// The weight of input 4 q + i of channel c.
-template <int kBits>
-inline int weight_at(const uint8_t* codes, int q, int c, int i) {
-  if constexpr (kBits == 8) return int8_t(codes[q * 64 + c * 4 + i]);
-  uint8_t both = codes[q / 2 * 64 + c * 4 + i];
-  return q % 2 ? both >> 4 : both & 15;
-}
-
 template <int kRows, int kBits, bool kOffsets>
 inline void dot_group(const uint8_t* codes, const int8_t* x, int64_t stride,
                       VecI (&sums)[kRows][kVectors]) {
   for (int r = 0; r < kRows; r++)
     for (int c = 0; c < kChannels; c++) {
       int32_t total = 0;
-      for (int q = 0; q < kQuads; q++)
-        for (int i = 0; i < 4; i++)
-          total += weight_at<kBits>(codes, q, c, i) * x[r * stride + 4 * q + i];
+      for (int i = 0; i < kGroup; i++) total += code_at(codes, kBits, c, i) * x[r * stride + i];
       sums[r][c / kLanes][c % kLanes] += total;
     }
 }

@@ -17,6 +17,8 @@
 
 namespace pagemill::PAGEMILL_ISA {
 
+constexpr float kMiddle = -8.0f;
+
 // kRows rows from `row` on times one tile -> out[kRows][kChannels].
 template <int kRows, int kBits, bool kOffsets>
 void tile_product(const uint8_t* block, const Activations& x, int64_t row, float* out) {
@@ -75,36 +77,39 @@ inline void multiply_tile(const Matrix& m, int64_t t, int rows, const Activation
               : tile_rows<8, false>(rows, tile, x, row, out);
 }
 
+template <typename X>
+constexpr int kRows = kRowBlock;
+
 // Rows whose activations stay in the second-level cache while all tiles pass over them.
-inline int64_t rows_at_once(int64_t rows, int64_t groups) {
+template <typename X>
+int64_t rows_at_once(int64_t rows, const X& x) {
   constexpr int64_t kBytes = 128 * 1024;
-  int64_t fitting = std::max<int64_t>(kRowBlock, kBytes / (groups * kGroup));
-  return std::min(rows, (fitting + kRowBlock - 1) / kRowBlock * kRowBlock);
+  int64_t fitting = std::max<int64_t>(kRows<X>, kBytes / x.row_bytes());
+  return std::min(rows, (fitting + kRows<X> - 1) / kRows<X> * kRows<X>);
 }
 
 // Calls work(unit, first row, rows) for all blocks of rows and units; by all threads of a region.
-template <typename Work>
-void for_units(int64_t units, int64_t rows, int64_t groups, Work work) {
-  const int64_t part = rows_at_once(rows, groups), parts = (rows + part - 1) / part;
+template <typename X, typename Work>
+void for_units(int64_t units, int64_t rows, const X& x, Work work) {
+  const int64_t part = rows_at_once(rows, x), parts = (rows + part - 1) / part;
 #pragma omp for schedule(guided)
   for (int64_t i = 0; i < parts * units; i++) {
     int64_t first = i / units * part, end = std::min(rows, first + part);
-    for (int64_t r = first; r < end; r += kRowBlock)
-      work(i % units, r, int(std::min<int64_t>(kRowBlock, end - r)));
+    for (int64_t r = first; r < end; r += kRows<X>)
+      work(i % units, r, int(std::min<int64_t>(kRows<X>, end - r)));
   }
 }
 
 // store(row, channel, count, values) gets what each tile yields, with the bias.
-template <typename Store>
-void multiply(const Matrix& m, const Activations& x, int64_t rows, Store store) {
-  const int64_t tiles = (m.outs + kChannels - 1) / kChannels;
-  for_units(tiles, rows, x.groups, [&](int64_t t, int64_t row, int count) {
-    float sums[kRowBlock * kChannels];
+template <typename X, typename Store>
+void multiply(const Matrix& m, const X& x, int64_t rows, Store store) {
+  for_units(m.tiles(), rows, x, [&](int64_t t, int64_t row, int count) {
+    float sums[kRows<X> * X::kTile];
     multiply_tile(m, t, count, x, row, sums);
-    int64_t channel = t * kChannels;
-    int channels = int(std::min<int64_t>(kChannels, m.outs - channel));
+    int64_t channel = t * X::kTile;
+    int channels = int(std::min<int64_t>(X::kTile, m.outs - channel));
     for (int r = 0; r < count; r++) {
-      float* values = sums + r * kChannels;
+      float* values = sums + r * X::kTile;
       if (m.bias)
         for (int c = 0; c < channels; c++) values[c] += m.bias[channel + c];
       store(row + r, channel, channels, values);
@@ -112,14 +117,15 @@ void multiply(const Matrix& m, const Activations& x, int64_t rows, Store store) 
   });
 }
 
-template <typename T>
-void group_linear(const GroupLinearArgs& a) {
-  Activations x = activations(*a.workspace, Workspace::kActivations, a.rows, a.matrix.in);
+// T: type of inputs and outputs, X: how the inputs are rounded.
+template <typename T, typename X>
+void linear(const GroupLinearArgs& a) {
+  X x = X::make(*a.workspace, Workspace::kActivations, a.rows, a.matrix.in);
 #pragma omp parallel
   {
 #pragma omp for
     for (int64_t r = 0; r < a.rows; r++)
-      quantize_row(x, r, a.matrix.in, static_cast<const T*>(a.x) + r * a.matrix.in);
+      round_row(x, r, a.matrix.in, static_cast<const T*>(a.x) + r * a.matrix.in);
     T* out = static_cast<T*>(a.out);
     multiply(a.matrix, x, a.rows, [&](int64_t r, int64_t channel, int count, const float* values) {
       for (int c = 0; c < count; c++) from_float(values[c], out + r * a.matrix.outs + channel + c);

@@ -3,6 +3,9 @@
 // keep the tensors alive whose addresses these objects hold.
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
+#include <stdexcept>
+
 #include "kernels.h"
 #include "pack.h"
 
@@ -19,6 +22,9 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
+namespace avx512bf16 {
+const Kernels& kernels();
+}
 }  // namespace pagemill
 
 namespace {
@@ -28,7 +34,7 @@ const Kernels& select() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return avx512::kernels();
+    return __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernels() : avx512::kernels();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
     return avx2::kernels();
@@ -77,6 +83,18 @@ void pack_matrix(const Matrix& matrix, uintptr_t codes, uintptr_t scales, uintpt
        at<uint8_t>(out));
 }
 
+void pack_half_rows(const Matrix& matrix, uintptr_t weights, int64_t first, int64_t rows,
+                    uintptr_t out) {
+  pack_half(at<uint16_t>(weights), first, rows, matrix, at<uint8_t>(out));
+}
+
+void look_up(const Matrix& matrix, uintptr_t ids, int64_t rows, uintptr_t out) {
+  auto inside = [&](int64_t id) { return 0 <= id && id < matrix.outs; };
+  if (!std::all_of(at<int64_t>(ids), at<int64_t>(ids) + rows, inside))
+    throw std::out_of_range("a row beyond the matrix");
+  chosen().look_up({at<int64_t>(ids), at<float>(out), rows, matrix});
+}
+
 void run_layer(const LayerArgs& layer, uintptr_t residual, const StepArgs& step,
                const CacheArgs& cache, Workspace& workspace) {
   chosen().layer(layer, {at<float>(residual), step, cache, &workspace});
@@ -91,7 +109,7 @@ void bind_values(nb::module_& m) {
              new (self) Matrix{at<uint8_t>(packed), at<float>(bias), in, outs, bits, offsets};
            })
       .def("packed_bytes",
-           [](const Matrix& m) { return (m.outs + kChannels - 1) / kChannels * m.tile_bytes(); });
+           [](const Matrix& m) { return m.tiles() * m.tile_bytes(); });
   nb::class_<AttentionShape>(m, "AttentionShape")
       .def("__init__", [](AttentionShape* self, int64_t heads, int64_t kv_heads, int64_t head_dim,
                           float scale, float soft_cap, int64_t window) {
@@ -149,5 +167,7 @@ NB_MODULE(_native, m) {
   m.def("attention", &attention, guard());
   m.def("group_linear", &group_linear, guard());
   m.def("pack", &pack_matrix, guard());
+  m.def("pack_half", &pack_half_rows, guard());
+  m.def("look_up", &look_up, guard());
   m.def("run_layer", &run_layer, guard());
 }

@@ -53,9 +53,13 @@ inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
 
 // Rounds to nearest, ties to even. NaN payloads are not preserved.
 inline void store(BFloat16* p, VecF v) {
+#if defined(__AVX512BF16__)
+  __m256bh half = _mm512_cvtneps_pbh(__m512(v));
+#else
   VecU bits = reinterpret_cast<VecU>(v);
   bits += 0x7fffu + ((bits >> 16) & 1u);
   VecH half = __builtin_convertvector(bits >> 16, VecH);
+#endif
   std::memcpy(p, &half, sizeof half);
 }
 
