@@ -4,7 +4,11 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "kernels.h"
 #include "pack.h"
@@ -29,17 +33,32 @@ const Kernels& kernels();
 
 namespace {
 
-const Kernels& select() {
+// What this processor has, the most capable first.
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernels() : avx512::kernels();
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&avx512bf16::kernels());
+    tables.push_back(&avx512::kernels());
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
-    return avx2::kernels();
+    tables.push_back(&avx2::kernels());
 #endif
-  return baseline::kernels();
+  tables.push_back(&baseline::kernels());
+  return tables;
+}
+
+// The environment variable PAGEMILL_ISA names one of them, to test and to compare.
+const Kernels& select() {
+  const std::vector<const Kernels*> tables = supported();
+  const char* wanted = std::getenv("PAGEMILL_ISA");
+  if (!wanted || !*wanted) return *tables.front();
+  for (const Kernels* table : tables)
+    if (table->name == std::string_view(wanted)) return *table;
+  throw std::invalid_argument(std::string("PAGEMILL_ISA: this processor has no ") + wanted);
 }
 
 const Kernels& chosen() {
