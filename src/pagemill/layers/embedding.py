@@ -32,11 +32,11 @@ class Embedding(nn.Module):
         super().__init__()
         self._shape = (vocab_size, hidden_size)
         self._scale = float(torch.tensor(scale, dtype=ctx.dtype))
+        self._tables: HoldsTables | None = None
         tables = ctx.quant.head
-        packs = isinstance(tables, HoldsTables) and (tied or tables.exact)
-        self._tables = tables if packs else None
-        if self._tables is not None:
-            self._tables.create_table(self, *self._shape, ctx.dtype, ctx.device)
+        if isinstance(tables, HoldsTables) and (tied or tables.exact):
+            tables.create_table(self, *self._shape, ctx.dtype, ctx.device)
+            self._tables = tables
         else:
             weight = torch.empty(self._shape, dtype=ctx.dtype, device=ctx.device)
             self.weight = nn.Parameter(weight, requires_grad=False)

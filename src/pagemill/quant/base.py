@@ -16,7 +16,11 @@ class QuantMethod(Protocol):
     name: str
     head: QuantMethod  # how the projection to the vocabulary is held
     keeps_groups: bool  # takes weights as GGUF files hold them
-    activations: torch.dtype | None  # what is between its products; None: the model's type
+
+    @property
+    def activations(self) -> torch.dtype | None:
+        """The type of what is between its products; None: the model's."""
+        ...
 
     def create(
         self,
@@ -67,7 +71,10 @@ class HoldsMatrices(Protocol):
 class HoldsTables(Protocol):
     """A method whose packed matrices can be looked up in by row as well."""
 
-    exact: bool  # rows are those that were stored
+    @property
+    def exact(self) -> bool:
+        """Whether rows come back as they were stored."""
+        ...
 
     def create_table(
         self, layer: nn.Module, rows: int, width: int, dtype: torch.dtype, device: torch.device

@@ -70,9 +70,7 @@ def store_rows(matrix: PackedMatrix, rows: Tensor, first: int) -> None:
     assert matrix.packed.dtype == torch.bfloat16 and rows.shape[1] == in_features
     assert 0 <= first <= out_features - len(rows)
     rows = rows.to(torch.bfloat16).contiguous()
-    _native.pack_half(
-        matrix.native, address(rows), first, len(rows), matrix.packed.data_ptr()
-    )
+    _native.pack_half(matrix.native, address(rows), first, len(rows), matrix.packed.data_ptr())
 
 
 class MatrixProducts:

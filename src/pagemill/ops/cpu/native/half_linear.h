@@ -50,7 +50,8 @@ template <int kCount>
 inline void add_pair(const uint8_t* weights, const BFloat16* x, int64_t stride,
                      VecF (&acc)[kCount][kPartVectors]) {
   __m512bh w[kPartVectors];
-  std::memcpy(w, weights, sizeof w);
+  for (int v = 0; v < kPartVectors; v++)
+    w[v] = __m512bh(_mm512_loadu_si512(weights + v * sizeof(__m512i)));
   for (int r = 0; r < kCount; r++) {
     int32_t pair;
     std::memcpy(&pair, x + r * stride, sizeof pair);

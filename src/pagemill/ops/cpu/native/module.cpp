@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "kernels.h"
@@ -33,7 +32,7 @@ const Kernels& kernels();
 
 namespace {
 
-// What this processor has, the most capable first.
+// What this processor can run, the best first.
 std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
@@ -51,14 +50,13 @@ std::vector<const Kernels*> supported() {
   return tables;
 }
 
-// The environment variable PAGEMILL_ISA names one of them, to test and to compare.
+// The best, or what the environment names: a means to test and time the others.
 const Kernels& select() {
-  const std::vector<const Kernels*> tables = supported();
-  const char* wanted = std::getenv("PAGEMILL_ISA");
-  if (!wanted || !*wanted) return *tables.front();
-  for (const Kernels* table : tables)
-    if (table->name == std::string_view(wanted)) return *table;
-  throw std::invalid_argument(std::string("PAGEMILL_ISA: this processor has no ") + wanted);
+  const char* asked = std::getenv("PAGEMILL_CPU_ISA");
+  for (const Kernels* table : supported())
+    if (!asked || std::string(asked) == table->name) return *table;
+  throw std::invalid_argument("PAGEMILL_CPU_ISA names no instruction set of this processor: " +
+                              std::string(asked));
 }
 
 const Kernels& chosen() {
@@ -180,6 +178,11 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // the engine keeps all that loading made to its end: gc.freeze
   bind_values(m);
   m.def("isa", [] { return chosen().name; });
+  m.def("supported_isas", [] {
+    nb::list names;
+    for (const Kernels* table : supported()) names.append(table->name);
+    return names;
+  });
   m.def("rms_norm", &rms_norm, guard());
   m.def("gate_mul", &gate_mul, guard());
   m.def("rope_cache", &rope_cache, guard());
