@@ -1,5 +1,8 @@
 // Activations as int8 by groups of 32 inputs: what matrices in few bits are multiplied with.
 //
+// Byte instructions multiply unsigned by signed, so weights are shifted by 128 to be unsigned and
+// the products' sums start from what that adds too much: -128 times the sum of the activations.
+//
 // Layers are written for any kind of activations X (see half_linear.h for the other one) with
 //   X::kTile                    output channels of a packed tile
 //   make(workspace, place, rows, size)
@@ -17,6 +20,7 @@
 namespace pagemill::PAGEMILL_ISA {
 
 constexpr float kActivationTop = 127.0f;
+constexpr int32_t kShift = -128;
 
 // Rows of `groups` groups; inputs beyond the row's end are zero.
 struct Activations {
@@ -24,7 +28,7 @@ struct Activations {
 
   int8_t* values;  // [rows, groups * 32]
   float* scale;    // [rows, groups]: of one unit
-  float* sum;      // [rows, groups]: of the group, as rounded
+  int32_t* sum;    // [rows, groups]: of the group's values, times kShift
   int64_t groups;
 
   int64_t stride() const { return groups * kGroup; }
@@ -36,14 +40,28 @@ struct Activations {
     int64_t groups = (size + kGroup - 1) / kGroup, count = rows * groups;
     auto* memory = workspace.get<char>(place, count * (kGroup + 2 * sizeof(float)));
     float* scales = reinterpret_cast<float*>(memory + count * kGroup);
-    return {reinterpret_cast<int8_t*>(memory), scales, scales + count, groups};
+    auto* sums = reinterpret_cast<int32_t*>(scales + count);
+    return {reinterpret_cast<int8_t*>(memory), scales, sums, groups};
   }
 
   inline void put(int64_t row, int64_t group, const float* x) const;
 };
 
-// kGroup floats -> int8 with their scale and sum.
-inline void quantize_group(const float* x, int8_t* out, float* scale, float* sum) {
+// The lanes -> out[kLanes]; they lie within -128 to 127.
+inline void store_bytes(int8_t* out, VecI v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(__m512i(v)));
+#elif defined(__AVX2__)
+  __m256i all = __m256i(v);
+  __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(pairs, pairs));
+#else
+  for (int l = 0; l < kLanes; l++) out[l] = int8_t(v[l]);
+#endif
+}
+
+// kGroup floats -> int8 with their scale and shifted sum.
+inline void quantize_group(const float* x, int8_t* out, float* scale, int32_t* shifted_sum) {
   VecF tops{};
   for (int i = 0; i < kGroup; i += kLanes) tops = pagemill::PAGEMILL_ISA::max(tops, abs(load(x + i)));
   float top = max(tops);
@@ -54,12 +72,10 @@ inline void quantize_group(const float* x, int8_t* out, float* scale, float* sum
     // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
     VecI rounded = reinterpret_cast<VecI>(scaled + 12582912.0f) - 0x4b400000;
     totals += rounded;
-    for (int l = 0; l < kLanes; l++) out[i + l] = int8_t(rounded[l]);
+    store_bytes(out + i, rounded);
   }
-  int32_t total = 0;
-  for (int l = 0; l < kLanes; l++) total += totals[l];
   *scale = top / kActivationTop;
-  *sum = *scale * float(total);
+  *shifted_sum = kShift * int32_t(pagemill::PAGEMILL_ISA::sum(__builtin_convertvector(totals, VecF)));
 }
 
 inline void Activations::put(int64_t row, int64_t group, const float* x) const {
@@ -67,15 +83,25 @@ inline void Activations::put(int64_t row, int64_t group, const float* x) const {
   quantize_group(x, values + at * kGroup, scale + at, sum + at);
 }
 
-// A row of `size` elements; `value(i)` is called in order.
-template <typename X, typename Value>
-void round_row(const X& a, int64_t row, int64_t size, Value value) {
+// A row of `size` elements: `vector(i)` gives kLanes of them from i on, `scalar(i)` one.
+template <typename X, typename Vector, typename Scalar>
+void round_row(const X& a, int64_t row, int64_t size, Vector vector, Scalar scalar) {
   float group[kGroup];
   for (int64_t g = 0; g < a.groups; g++) {
-    int64_t first = g * kGroup;
-    for (int i = 0; i < kGroup; i++) group[i] = first + i < size ? value(first + i) : 0.0f;
+    const int64_t first = g * kGroup;
+    if (first + kGroup <= size)
+      for (int i = 0; i < kGroup; i += kLanes) store(group + i, vector(first + i));
+    else
+      for (int i = 0; i < kGroup; i++) group[i] = first + i < size ? scalar(first + i) : 0.0f;
     a.put(row, g, group);
   }
+}
+
+template <typename X, typename T>
+void round_row(const X& a, int64_t row, int64_t size, const T* x) {
+  round_row(
+      a, row, size, [x](int64_t i) { return load(x + i); },
+      [x](int64_t i) { return to_float(x[i]); });
 }
 
 inline float inverse_rms(const float* x, int64_t size, float eps) {
@@ -95,7 +121,9 @@ void norm_round(const float* x, const float* weight, float eps, int64_t rows, in
   for (int64_t r = 0; r < rows; r++) {
     const float* row = x + r * size;
     float inverse = inverse_rms(row, size, eps);
-    round_row(out, r, size, [&](int64_t i) { return row[i] * inverse * weight[i]; });
+    round_row(
+        out, r, size, [=](int64_t i) { return load(row + i) * inverse * load(weight + i); },
+        [=](int64_t i) { return row[i] * inverse * weight[i]; });
   }
 }
 

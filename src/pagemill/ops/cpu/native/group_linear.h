@@ -3,8 +3,8 @@
 // Packed as tiles of 16 output channels; a tile holds a block for each group:
 //   scales    16 float16
 //   offsets   16 float16, where the matrix has them
-//   codes     8 quads of inputs x 16 channels x 4 inputs; in 4 bits channels 0 to 7 are the low
-//             halves of the bytes and channels 8 to 15 the high ones
+//   codes     8 quads of inputs x 16 channels x 4 inputs; in 4 bits the low halves of 64 bytes are
+//             one quad and the high halves the next
 // A weight is scale * code + offset; codes of 4 bits without offsets stand for code - 8.
 #pragma once
 
@@ -23,27 +23,34 @@ constexpr float kMiddle = -8.0f;
 template <int kRows, int kBits, bool kOffsets>
 void tile_product(const uint8_t* block, const Activations& x, int64_t row, float* out) {
   constexpr int kScaleBytes = kChannels * 2;
-  constexpr float kImplied = kBits == 4 && !kOffsets ? kMiddle : kShift<kBits>;
+  constexpr float kPerUnit = 1.0f / kUnit<kBits, kOffsets>, kPerShift = 1.0f / kShift;
   VecF acc[kRows][kVectors];
   for (int r = 0; r < kRows; r++)
     for (int v = 0; v < kVectors; v++) acc[r][v] = VecF{};
   const int8_t* values = x.values + row * x.stride();
+  const float* x_scale = x.scale + row * x.groups;
+  const int32_t* x_sum = x.sum + row * x.groups;
   for (int64_t g = 0; g < x.groups; g++) {
     const Float16* scales = reinterpret_cast<const Float16*>(block);
     block += kScaleBytes;
     const Float16* offsets = reinterpret_cast<const Float16*>(block);
     if (kOffsets) block += kScaleBytes;
     VecI sums[kRows][kVectors];
-    dot_group<kRows, kBits>(block, values + g * kGroup, x.stride(), sums);
+    for (int r = 0; r < kRows; r++)
+      for (int v = 0; v < kVectors; v++)
+        sums[r][v] = starts<kBits, kOffsets>(x_sum[r * x.groups + g]);
+    dot_group<kRows, kBits, kOffsets>(block, values + g * kGroup, x.stride(), sums);
     block += kChannels * kGroup * kBits / 8;
     for (int v = 0; v < kVectors; v++) {
-      VecF scale = load(scales + v * kLanes);
-      VecF offset = kOffsets ? load(offsets + v * kLanes) : VecF{};
-      if (kImplied != 0.0f) offset += scale * kImplied;
+      VecF scale = load(scales + v * kLanes) * kPerUnit;
+      VecF offset = kOffsets ? load(offsets + v * kLanes) * kPerShift : VecF{};
       for (int r = 0; r < kRows; r++) {
-        int64_t at = (row + r) * x.groups + g;
-        acc[r][v] += __builtin_convertvector(sums[r][v], VecF) * (scale * x.scale[at]);
-        if (kOffsets || kImplied != 0.0f) acc[r][v] += offset * x.sum[at];
+        const int64_t at = r * x.groups + g;
+        VecF dot = __builtin_convertvector(sums[r][v], VecF);
+        if (kOffsets)
+          acc[r][v] += (dot * scale + offset * to_floats(x_sum[at])) * x_scale[at];
+        else
+          acc[r][v] += dot * (scale * x_scale[at]);
       }
     }
   }
@@ -117,10 +124,8 @@ void linear(const GroupLinearArgs& a) {
 #pragma omp parallel
   {
 #pragma omp for
-    for (int64_t r = 0; r < a.rows; r++) {
-      const T* row = static_cast<const T*>(a.x) + r * a.matrix.in;
-      round_row(x, r, a.matrix.in, [row](int64_t i) { return to_float(row[i]); });
-    }
+    for (int64_t r = 0; r < a.rows; r++)
+      round_row(x, r, a.matrix.in, static_cast<const T*>(a.x) + r * a.matrix.in);
     T* out = static_cast<T*>(a.out);
     multiply(a.matrix, x, a.rows, [&](int64_t r, int64_t channel, int count, const float* values) {
       for (int c = 0; c < count; c++) from_float(values[c], out + r * a.matrix.outs + channel + c);

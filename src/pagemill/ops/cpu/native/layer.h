@@ -65,7 +65,7 @@ void attend_heads(const LayerArgs& a, const LayerRun& run, const std::vector<Ite
   const int64_t size = a.o.in;
 #pragma omp for
   for (int64_t r = 0; r < run.step.tokens; r++)
-    round_row(out, r, size, [&](int64_t i) { return heads[r * size + i]; });
+    round_row(out, r, size, heads + r * size);
 }
 
 template <typename X, typename C>

@@ -16,12 +16,6 @@ inline void read_half_row(const Matrix& m, const uint8_t* tile, int64_t c, float
   }
 }
 
-inline int code_at(const uint8_t* codes, int bits, int64_t c, int64_t i) {
-  if (bits == 8) return int8_t(codes[i / 4 * 64 + c * 4 + i % 4]);
-  uint8_t both = codes[i / 4 * 32 + c % 8 * 4 + i % 4];
-  return c < 8 ? both & 15 : both >> 4;
-}
-
 // Row `c` of a tile of weights in 4 or 8 bits.
 inline void read_group_row(const Matrix& m, const uint8_t* tile, int64_t c, float* out) {
   for (int64_t g = 0; g < m.groups(); g++) {
@@ -32,7 +26,7 @@ inline void read_group_row(const Matrix& m, const uint8_t* tile, int64_t c, floa
     const uint8_t* codes = block + m.scale_bytes();
     int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, m.in - first);
     for (int64_t i = 0; i < count; i++)
-      out[first + i] = scale * float(code_at(codes, m.bits, c, i)) + offset;
+      out[first + i] = scale * float(code_at(codes, m.bits, int(c), int(i))) + offset;
   }
 }
 

@@ -22,7 +22,7 @@ void pack_codes(const uint8_t* const* rows, int64_t channels, int bits, uint8_t*
       if (bits == 8)
         to[quad * 64 + c * 4 + within] = rows[c][i];
       else
-        to[quad * 32 + c % 8 * 4 + within] |= uint8_t((rows[c][i] & 15) << (c < 8 ? 0 : 4));
+        to[quad / 2 * 64 + c * 4 + within] |= uint8_t((rows[c][i] & 15) << quad % 2 * 4);
     }
 }
 
