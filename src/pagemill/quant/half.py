@@ -24,6 +24,7 @@ class PackedHalf:
 
     def __init__(self, products: MatrixProducts) -> None:
         self.head: QuantMethod = self
+        self.ends: QuantMethod = self
         self._products = products
 
     def create(

@@ -95,8 +95,11 @@ void for_units(int64_t units, int64_t rows, const X& x, Work work) {
 #pragma omp for schedule(guided)
   for (int64_t i = 0; i < parts * units; i++) {
     int64_t first = i / units * part, end = std::min(rows, first + part);
-    for (int64_t r = first; r < end; r += kRows<X>)
-      work(i % units, r, int(std::min<int64_t>(kRows<X>, end - r)));
+    // Blocks of about the same size: few rows leave an instruction's latency uncovered.
+    int64_t blocks = (end - first + kRows<X> - 1) / kRows<X>;
+    int64_t step = (end - first + blocks - 1) / blocks;
+    for (int64_t r = first; r < end; r += step)
+      work(i % units, r, int(std::min<int64_t>(step, end - r)));
   }
 }
 

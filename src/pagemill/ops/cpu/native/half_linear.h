@@ -38,6 +38,7 @@ struct Halves {
 };
 
 constexpr int kPairBytes = kHalfChannels * 4;  // of a tile, for each pair of inputs
+constexpr int kAheadBytes = 4096;              // weights are fetched so long before their use
 constexpr int kPartVectors = 2;                // of output channels, summed at once
 
 #if defined(__AVX512BF16__)
@@ -91,8 +92,13 @@ void half_product(const uint8_t* tile, const Halves& x, int64_t row, float* out)
     const uint8_t* weights = tile + part * 4;
     const Halves::Value* values = x.values + row * stride;
     VecF acc[kCount][kPartVectors] = {};
-    for (int64_t i = 0; i < stride; i += 2, weights += kPairBytes)
+    for (int64_t i = 0; i < stride; i += 2, weights += kPairBytes) {
+      if (kCount > 2) {  // with fewer products between two loads the processor looks ahead itself
+        __builtin_prefetch(weights + kAheadBytes);
+        __builtin_prefetch(weights + kAheadBytes + kPairBytes / 2);
+      }
       add_pair<kCount>(weights, values + i, stride, acc);
+    }
     for (int r = 0; r < kCount; r++)
       for (int v = 0; v < kPartVectors; v++)
         store(out + r * Halves::kTile + part + v * kLanes, acc[r][v]);
