@@ -25,6 +25,7 @@ from torch import Tensor
 from pagemill.checkpoint.groups import quantize_groups
 from pagemill.ops.cpu import _native
 from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, pack_matrix
+from pagemill.ops.cpu.memory import WeightMemory
 
 CACHE_BYTES = 24 << 20  # what surely is in no last-level cache counts as memory
 
@@ -74,13 +75,19 @@ def measure_limits(threads: int) -> Limits:
     return Limits(1e9 * macs, read[256], read[16])
 
 
-def make_matrix(shape: Shape, form: str) -> PackedMatrix:
+def make_matrix(shape: Shape, form: str, memory: WeightMemory) -> PackedMatrix:
     bits, offsets = FORMS[form]
     weight = quantize_groups(torch.randn(shape.outs, shape.inputs), bits)
     # Rounding to 4 bits yields offsets; without them the same codes stand for other weights.
     offset = weight.offset if offsets else None
     return pack_matrix(
-        weight.codes, weight.scale, offset, None, bits=bits, in_features=shape.inputs
+        weight.codes,
+        weight.scale,
+        offset,
+        None,
+        bits=bits,
+        in_features=shape.inputs,
+        memory=memory,
     )
 
 
@@ -115,8 +122,9 @@ def main() -> None:
     print(f"{'form':12} {'product':10} {'rows':>4} {'ms':>8} {'limit':>8} {'share':>6} {'GMAC/s':>7}")
     totals: dict[tuple[str, int], float] = {}
     for form in args.forms.split(","):
+        memory = WeightMemory()
         for shape in SHAPES:
-            matrices = [make_matrix(shape, form) for _ in range(shape.copies)]
+            matrices = [make_matrix(shape, form, memory) for _ in range(shape.copies)]
             for rows in map(int, args.rows.split(",")):
                 if shape.name == "vocabulary" and rows > 32:
                     continue  # only the last token of a prompt gets there

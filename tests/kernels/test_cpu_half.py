@@ -22,14 +22,16 @@ from pagemill.ops.cpu.matrix import (  # noqa: E402
     pack_matrix,
     store_rows,
 )
+from pagemill.ops.cpu.memory import WeightMemory  # noqa: E402
 
 EXAMPLES = int(os.environ.get("PAGEMILL_KERNEL_EXAMPLES", "40"))
 _ISA = "PAGEMILL_CPU_ISA"
 products = MatrixProducts()
+memory = WeightMemory()
 
 
 def packed(weight: Tensor, bias: Tensor | None = None) -> PackedMatrix:
-    matrix = empty_matrix(*weight.shape, bias)
+    matrix = empty_matrix(*weight.shape, bias, memory)
     store_rows(matrix, weight, 0)
     return matrix
 
@@ -83,7 +85,7 @@ def test_a_row_does_not_depend_on_the_others(rows: int) -> None:
 )
 def test_rows_are_stored_in_parts(parts: list[int], width: int, dtype: torch.dtype) -> None:
     weight = torch.randn(sum(parts), width).to(dtype)
-    matrix = empty_matrix(*weight.shape, None)
+    matrix = empty_matrix(*weight.shape, None, memory)
     first = 0
     for rows in weight.split(parts):
         store_rows(matrix, rows, first)
@@ -105,7 +107,13 @@ def test_rows_of_tables_in_few_bits(vocabulary: int, width: int, form: str) -> N
     if form.endswith("offset"):
         weight = weight.with_offsets()
     matrix = pack_matrix(
-        weight.codes, weight.scale, weight.offset, None, bits=weight.bits, in_features=width
+        weight.codes,
+        weight.scale,
+        weight.offset,
+        None,
+        bits=weight.bits,
+        in_features=width,
+        memory=memory,
     )
     ids = torch.randint(0, vocabulary, (20,))
     torch.testing.assert_close(products.look_up(ids, matrix), weight.float()[ids])

@@ -26,6 +26,7 @@ from pagemill.ops.cpu.matrix import (  # noqa: E402
     pack_matrix,
     store_rows,
 )
+from pagemill.ops.cpu.memory import WeightMemory  # noqa: E402
 from pagemill.ops.cpu.ops import CpuOps  # noqa: E402
 from pagemill.ops.fused import LayerParts  # noqa: E402
 
@@ -33,6 +34,7 @@ EXAMPLES = int(os.environ.get("PAGEMILL_KERNEL_EXAMPLES", "40"))  # fewer under 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 types = st.sampled_from([torch.float32, torch.bfloat16])
 ops = CpuOps()
+memory = WeightMemory()
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -255,6 +257,7 @@ def packed(weight: GroupedWeight, bias: Tensor | None = None) -> PackedMatrix:
         bias,
         bits=weight.bits,
         in_features=weight.in_features,
+        memory=memory,
     )
 
 
@@ -340,7 +343,7 @@ def make_layer(
         weight = torch.randn(outputs, inputs) / inputs**0.5
         if rounded:
             return packed(quantize_groups(weight, bits))
-        half = empty_matrix(outputs, inputs, None)
+        half = empty_matrix(outputs, inputs, None, memory)
         store_rows(half, weight, 0)
         return half
 

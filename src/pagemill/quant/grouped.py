@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pagemill.checkpoint.groups import GroupedWeight, quantize_groups, stack
 from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, pack_matrix
+from pagemill.ops.cpu.memory import WeightMemory
 from pagemill.quant.base import QuantMethod
 
 _HEAD_BITS = 8  # four cost a tied vocabulary projection more accuracy than they are worth
@@ -40,6 +41,7 @@ class Grouped:
         self.ends: QuantMethod = self
         self._bits = bits
         self._products = products
+        self._memory = WeightMemory()
 
     def create(
         self,
@@ -76,6 +78,7 @@ class Grouped:
             bias,
             bits=weight.bits,
             in_features=weight.in_features,
+            memory=self._memory,
         )
 
     def tie(self, layer: nn.Module, table: nn.Module) -> None:

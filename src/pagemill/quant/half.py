@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, empty_matrix, store_rows
+from pagemill.ops.cpu.memory import WeightMemory
 from pagemill.quant.base import QuantMethod
 
 
@@ -26,6 +27,7 @@ class PackedHalf:
         self.head: QuantMethod = self
         self.ends: QuantMethod = self
         self._products = products
+        self._memory = WeightMemory()
 
     def create(
         self,
@@ -41,7 +43,8 @@ class PackedHalf:
             zeros = torch.zeros(out_features, dtype=torch.float32, device=device)
             layer.register_parameter("bias", nn.Parameter(zeros, requires_grad=False))
         if device.type != "meta":
-            matrix = empty_matrix(out_features, in_features, cast("Tensor | None", layer.bias))
+            bias_held = cast("Tensor | None", layer.bias)
+            matrix = empty_matrix(out_features, in_features, bias_held, self._memory)
             object.__setattr__(layer, "held", matrix)  # neither a parameter nor a buffer
 
     def load(self, layer: nn.Module, tensor: Tensor, row: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pagemill.ops.cpu import _native
+from pagemill.ops.cpu.memory import WeightMemory
 from pagemill.ops.cpu.types import address, float_address, type_code
 
 GROUP = 32  # inputs that share a scale; kGroup of native/kernels.h
@@ -35,6 +36,7 @@ def pack_matrix(
     *,
     bits: int,
     in_features: int,
+    memory: WeightMemory,
 ) -> PackedMatrix:
     """A weight is scale * code + offset; 4-bit codes without offsets stand for code - 8."""
     out_features, padded = codes.shape
@@ -47,20 +49,22 @@ def pack_matrix(
         bias_at = float_address(bias)
         return _native.Matrix(packed, bias_at, in_features, out_features, bits, has_offsets)
 
-    packed = torch.empty(native(0).packed_bytes(), dtype=torch.uint8)
+    packed = memory.zeros(native(0).packed_bytes())
     matrix = native(packed.data_ptr())
     _native.pack(matrix, address(codes), address(scales), address(offsets), packed.data_ptr())
     return PackedMatrix(matrix, packed, bias, (out_features, in_features))
 
 
-def empty_matrix(out_features: int, in_features: int, bias: Tensor | None) -> PackedMatrix:
+def empty_matrix(
+    out_features: int, in_features: int, bias: Tensor | None, memory: WeightMemory
+) -> PackedMatrix:
     """Zeros in bfloat16, for `store_rows` to fill; bias float32 [out]."""
 
     def native(packed: int) -> _native.Matrix:
         bias_at = float_address(bias)
         return _native.Matrix(packed, bias_at, in_features, out_features, _HALF_BITS, False)
 
-    packed = torch.zeros(native(0).packed_bytes() // 2, dtype=torch.bfloat16)
+    packed = memory.zeros(native(0).packed_bytes()).view(torch.bfloat16)
     return PackedMatrix(native(packed.data_ptr()), packed, bias, (out_features, in_features))
 
 

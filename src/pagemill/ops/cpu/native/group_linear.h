@@ -19,6 +19,15 @@ namespace pagemill::PAGEMILL_ISA {
 
 constexpr float kMiddle = -8.0f;
 
+// Weights come from memory, once a step, and a block's products fill the processor's window, so
+// that of itself it would look no more than two blocks ahead.
+constexpr int64_t kAhead = 12 * 1024;
+
+inline void prefetch_ahead(const uint8_t* block, int bytes) {
+  constexpr int kLine = 64;
+  for (int i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kAhead + i, 0, 2);
+}
+
 // kRows rows from `row` on times one tile -> out[kRows][kChannels].
 template <int kRows, int kBits, bool kOffsets>
 void tile_product(const uint8_t* block, const Activations& x, int64_t row, float* out) {
@@ -31,6 +40,7 @@ void tile_product(const uint8_t* block, const Activations& x, int64_t row, float
   const float* x_scale = x.scale + row * x.groups;
   const int32_t* x_sum = x.sum + row * x.groups;
   for (int64_t g = 0; g < x.groups; g++) {
+    prefetch_ahead(block, kScaleBytes * (kOffsets ? 2 : 1) + kChannels * kGroup * kBits / 8);
     const Float16* scales = reinterpret_cast<const Float16*>(block);
     block += kScaleBytes;
     const Float16* offsets = reinterpret_cast<const Float16*>(block);
