@@ -2,7 +2,7 @@
 //
 // c++ -O3 -march=native -fopenmp benchmarks/kernels/cpu_limits.cpp -o /tmp/cpu_limits
 // OMP_NUM_THREADS=2 OMP_PROC_BIND=true /tmp/cpu_limits
-// Prints lines of "name value": GMAC/s of vpdpbusd and of vpmaddubsw + vpaddw out of registers,
+// Prints lines of "name value": GMAC/s of vpdpbusd, vdpbf16ps and vpmaddubsw + vpaddw out of registers,
 // GFMA/s of float32, and GB/s of reading again and again what all threads share out.
 #include <immintrin.h>
 #include <omp.h>
@@ -78,6 +78,12 @@ int main() {
   const __m512i wide = _mm512_set1_epi8(1);
   std::printf("vnni_gmac %.0f\n", billions(64, wide, [wide](__m512i s) {
                 return _mm512_dpbusd_epi32(s, wide, wide);
+              }));
+#endif
+#if defined(__AVX512BF16__)
+  const __m512bh halves = __m512bh(_mm512_set1_epi16(0x3f80));
+  std::printf("bf16_gmac %.0f\n", billions(32, _mm512_setzero_ps(), [halves](__m512 s) {
+                return _mm512_dpbf16_ps(s, halves, halves);
               }));
 #endif
   const __m256i bytes = _mm256_set1_epi8(1);

@@ -59,7 +59,12 @@ class Limits:
         return max(macs / self.macs, matrix_bytes / (self.cache if resident else self.memory))
 
 
-def measure_limits(threads: int) -> Limits:
+def byte_product() -> str:
+    """The instruction that the kernels use, as cpu_limits.cpp calls it."""
+    return "vnni_gmac" if _native.isa().startswith("avx512") else "maddubs_gmac"
+
+
+def measure_limits(threads: int, product: str) -> Limits:
     """Compiles and runs cpu_limits.cpp. Raises CalledProcessError where that fails."""
     source = Path(__file__).with_name("cpu_limits.cpp")
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +75,7 @@ def measure_limits(threads: int) -> Limits:
         output = subprocess.run([program], env=environment, check=True, capture_output=True)
     print(output.stdout.decode(), end="")
     values = dict(line.split() for line in output.stdout.decode().splitlines())
-    macs = float(values["vnni_gmac" if _native.isa() == "avx512" else "maddubs_gmac"])
+    macs = float(values[product])
     read = {size: 1e9 * float(values[f"read_{size}mb_gbs"]) for size in (16, 256)}
     return Limits(1e9 * macs, read[256], read[16])
 
@@ -116,10 +121,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.3, help="for each line")
     args = parser.parse_args()
-    limits = measure_limits(args.threads)
+    limits = measure_limits(args.threads, byte_product())
     torch.set_num_threads(args.threads)
     print(f"isa {_native.isa()}")
-    print(f"{'form':12} {'product':10} {'rows':>4} {'ms':>8} {'limit':>8} {'share':>6} {'GMAC/s':>7}")
+    print(
+        f"{'form':12} {'product':10} {'rows':>4} {'ms':>8} {'limit':>8} {'share':>6} {'GMAC/s':>7}"
+    )
     totals: dict[tuple[str, int], float] = {}
     for form in args.forms.split(","):
         memory = WeightMemory()

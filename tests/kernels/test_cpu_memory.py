@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("pagemill.ops.cpu._native", reason="built without a compiler")
 
-from pagemill.ops.cpu.memory import WeightMemory  # noqa: E402
+from pagemill.ops.cpu.memory import WeightMemory
 
 
 def test_parts_are_apart_aligned_and_zero() -> None:

@@ -90,24 +90,26 @@ inline void multiply_tile(const Matrix& m, int64_t t, int rows, const Activation
 template <typename X>
 constexpr int kRows = kRowBlock;
 
-// Rows whose activations stay in the second-level cache while all tiles pass over them.
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The rows in equal parts whose activations stay in the second-level cache while all tiles pass
+// over them: threads share out parts and tiles, and a small last part would leave one without work.
 template <typename X>
 int64_t rows_at_once(int64_t rows, const X& x) {
   constexpr int64_t kBytes = 128 * 1024;
   int64_t fitting = std::max<int64_t>(kRows<X>, kBytes / x.row_bytes());
-  return std::min(rows, (fitting + kRows<X> - 1) / kRows<X> * kRows<X>);
+  return ceil_div(rows, ceil_div(rows, fitting));
 }
 
 // Calls work(unit, first row, rows) for all blocks of rows and units; by all threads of a region.
 template <typename X, typename Work>
 void for_units(int64_t units, int64_t rows, const X& x, Work work) {
-  const int64_t part = rows_at_once(rows, x), parts = (rows + part - 1) / part;
+  const int64_t part = rows_at_once(rows, x), parts = ceil_div(rows, part);
 #pragma omp for schedule(guided)
   for (int64_t i = 0; i < parts * units; i++) {
     int64_t first = i / units * part, end = std::min(rows, first + part);
     // Blocks of about the same size: few rows leave an instruction's latency uncovered.
-    int64_t blocks = (end - first + kRows<X> - 1) / kRows<X>;
-    int64_t step = (end - first + blocks - 1) / blocks;
+    int64_t step = ceil_div(end - first, ceil_div(end - first, kRows<X>));
     for (int64_t r = first; r < end; r += step)
       work(i % units, r, int(std::min<int64_t>(step, end - r)));
   }
