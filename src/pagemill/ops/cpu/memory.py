@@ -35,7 +35,8 @@ class WeightMemory:
 
 def _map(size: int) -> Tensor:
     """`size` bytes from the start of a huge page on."""
-    memory = mmap.mmap(-1, size + _HUGE_PAGE)
+    # Private: shared memory, which is the default, gets no huge pages.
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
