@@ -103,9 +103,11 @@ class Worker {
     const Item* after = nullptr;
     narrow_.start(item.num_kv_heads * rows_, dim_);
     for (int h = 0; h < item.num_kv_heads; h++)
-      for (int r = 0; r < rows_; r++)
-        for (int i = 0; i < dim_; i++)
-          narrow_.q[(h * rows_ + r) * dim_ + i] = query(item.kv_head + h, r, i);
+      for (int r = 0; r < rows_; r++) {
+        const Q* query = query_row(item.kv_head + h, r);
+        float* to = narrow_.q.data() + (h * rows_ + r) * dim_;
+        for (int i = 0; i < dim_; i++) to[i] = to_float(query[i]) * shape_.scale;
+      }
     for_tiles(item, kNarrowKeys, [&](int64_t key, const KeyTile<C>& tile, bool last) {
       if (last) after = work.take();
       last ? look_ahead(after) : look_ahead(item, key + kNarrowKeys);
@@ -137,9 +139,10 @@ class Worker {
 
   void run_wide(const Item& item) {
     wide_.start(dim_);
-    for (int i = 0; i < dim_; i++)
-      for (int r = 0; r < kWide; r++)
-        wide_.q[i * kWide + r] = r < rows_ ? query(item.kv_head, r, i) : 0.0f;
+    for (int r = 0; r < kWide; r++) {
+      const Q* query = query_row(item.kv_head, std::min(r, rows_ - 1));  // lanes beyond: the last
+      for (int i = 0; i < dim_; i++) wide_.q[i * kWide + r] = to_float(query[i]) * shape_.scale;
+    }
     for_tiles(item, kWideKeys, [&](int64_t key, const KeyTile<C>& tile, bool) {
       const int count = tile.count;
       wide_.score(tile.keys, count, dim_, shape_.soft_cap);
@@ -150,9 +153,10 @@ class Worker {
       wide_.softmax(count, dim_);
       wide_.add_values(tile.values, count, dim_);
     });
+    wide_.divide(dim_);
     float values[kMaxHeadDim];
     for (int r = 0; r < rows_; r++) {
-      for (int i = 0; i < dim_; i++) values[i] = wide_.out[i * kWide + r] / wide_.total[r];
+      for (int i = 0; i < dim_; i++) values[i] = wide_.out[i * kWide + r];
       output_.write(first_token_ + r / group_, head(item.kv_head, r), values);
     }
   }
@@ -160,9 +164,9 @@ class Worker {
   // Row r of a tile is query token r / group, head r % group of the key-value head.
   int64_t head(int64_t kv_head, int r) const { return kv_head * group_ + r % group_; }
 
-  float query(int64_t kv_head, int r, int i) const {
+  const Q* query_row(int64_t kv_head, int r) const {
     int64_t token = first_token_ + r / group_;
-    return to_float(queries_[(token * shape_.heads + head(kv_head, r)) * dim_ + i]) * shape_.scale;
+    return queries_ + (token * shape_.heads + head(kv_head, r)) * dim_;
   }
 
   Span span(int r, int64_t key, int count) const {

@@ -141,15 +141,16 @@ struct WideTile {
   }
 
   void mask(int query, Span span, int count) {
-    for (int j = 0; j < count; j++)
-      if (j < span.begin || j >= span.end) scores[j * kWide + query] = kMasked;
+    for (int j = 0; j < span.begin; j++) scores[j * kWide + query] = kMasked;
+    for (int j = span.end; j < count; j++) scores[j * kWide + query] = kMasked;
   }
 
   // Scores -> weights relative to the running maximum; rescales what was summed before.
   void softmax(int count, int dim) {
     for (int v = 0; v < kWide; v += kLanes) {
       VecF before = load(top + v), now = before;
-      for (int j = 0; j < count; j++) now = max(now, load(scores + j * kWide + v));
+      for (int j = 0; j < count; j++)
+        now = pagemill::PAGEMILL_ISA::max(now, load(scores + j * kWide + v));
       VecF sums{};
       for (int j = 0; j < count; j++) {
         VecF x = load(scores + j * kWide + v);
@@ -157,11 +158,23 @@ struct WideTile {
         store(scores + j * kWide + v, weight);
         sums += weight;
       }
-      VecF rescale = before <= kMasked ? VecF{} : exp(before - now);
-      store(top + v, now);
-      store(total + v, load(total + v) * rescale + sums);
-      for (int i = 0; i < dim; i++)
-        store(out + i * kWide + v, load(out + i * kWide + v) * rescale);
+      if (pagemill::PAGEMILL_ISA::max(now - before) > 0) rescale(v, now, dim);
+      store(total + v, load(total + v) + sums);
+    }
+  }
+
+  // The vector v of queries has a new maximum.
+  void rescale(int v, VecF now, int dim) {
+    VecF before = load(top + v), factor = before <= kMasked ? VecF{} : exp(before - now);
+    store(top + v, now);
+    store(total + v, load(total + v) * factor);
+    for (int i = 0; i < dim; i++) store(out + i * kWide + v, load(out + i * kWide + v) * factor);
+  }
+
+  void divide(int dim) {
+    for (int v = 0; v < kWide; v += kLanes) {
+      VecF factor = 1.0f / load(total + v);
+      for (int i = 0; i < dim; i++) store(out + i * kWide + v, load(out + i * kWide + v) * factor);
     }
   }
 
