@@ -53,15 +53,15 @@ void add_product(const Matrix& m, const X& x, const LayerArgs& a, const LayerRun
 }
 
 template <typename X, typename C>
-void attend_heads(const LayerArgs& a, const LayerRun& run, const std::vector<Item>& items,
+void attend_heads(const LayerArgs& a, const LayerRun& run, WorkList& work,
                   const float* q, float* heads, const X& out) {
   if (a.shape.head_dim % kGroup == 0) {
     RoundedOutput<X> output{out, a.shape.head_dim};
-    attend<float, C>(a.shape, run.step, run.cache, items, q, output);
+    attend<float, C>(a.shape, run.step, run.cache, work, q, output);
     return;
   }
   PlainOutput<float> output{heads, a.shape.heads, a.shape.head_dim};
-  attend<float, C>(a.shape, run.step, run.cache, items, q, output);
+  attend<float, C>(a.shape, run.step, run.cache, work, q, output);
   const int64_t size = a.o.in;
 #pragma omp for
   for (int64_t r = 0; r < run.step.tokens; r++)
@@ -78,7 +78,7 @@ void run_layer(const LayerArgs& a, const LayerRun& run) {
   float* qkv = run.workspace->get<float>(W::kProjected, tokens * std::max(a.qkv.outs, hidden));
   float* q = run.workspace->get<float>(W::kQueries, tokens * a.o.in);
   float* heads = run.workspace->get<float>(W::kFloats, tokens * a.o.in);
-  const std::vector<Item> items = work_items(a.shape, run.step);
+  WorkList work(a.shape, run.step);
   const RopeCacheArgs rope{qkv, q, a.shape, run.step, run.cache, a.rope};
 #pragma omp parallel
   {
@@ -88,7 +88,7 @@ void run_layer(const LayerArgs& a, const LayerRun& run) {
     });
 #pragma omp for
     for (int64_t t = 0; t < tokens; t++) rope_cache_token<float, C>(rope, t);
-    attend_heads<X, C>(a, run, items, q, heads, attended);
+    attend_heads<X, C>(a, run, work, q, heads, attended);
     add_product(a.o, attended, a, run, a.after_attention, qkv);
     norm_round(run.residual, a.mlp_norm, a.eps, tokens, hidden, normed);
     gated_product(a.gate_up, normed, tokens, a.gate, gated);

@@ -204,9 +204,9 @@ inline void store(Float16* p, VecF v) {
 // 1980), then a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0 or tiny.
 inline VecF exp(VecF x) {
   x = max(min(x, broadcast(88.0f)), broadcast(-87.0f));
-  VecF scaled = x * 1.44269504088896f;
-  VecI n = __builtin_convertvector(scaled + (scaled < 0 ? broadcast(-0.5f) : broadcast(0.5f)), VecI);
-  VecF whole = __builtin_convertvector(n, VecF);
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits, which the shift below keeps.
+  VecF shifted = x * 1.44269504088896f + 12582912.0f;
+  VecF whole = shifted - 12582912.0f;
   VecF r = x - whole * 0.693359375f;
   r = r + whole * 2.12194440e-4f;
   VecF p = broadcast(1.0f / 720);
@@ -216,7 +216,7 @@ inline VecF exp(VecF x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (n << 23));
+  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (reinterpret_cast<VecI>(shifted) << 23));
 }
 
 // tanh by the exponential; exact enough where |x| is not tiny, and odd by construction.
