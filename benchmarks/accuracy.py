@@ -1,6 +1,6 @@
 """What quantisation costs: perplexity and greedy agreement with float32 on a fixed text.
 
-python benchmarks/accuracy.py MODEL --against none --quantizations int8,int4 --tokens 2000
+python benchmarks/accuracy.py MODEL --quantizations int8,int4 --tokens 2000
 """
 
 from __future__ import annotations

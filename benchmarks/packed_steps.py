@@ -94,7 +94,7 @@ def engine_config(graphs: bool) -> EngineConfig:
 
 def make_model(name: str, device: CudaDevice) -> tuple[Model, BuildContext]:
     ops = select_ops("cuda")
-    quant = select_quant("none", "cuda", ops)
+    quant = select_quant("none", "cuda", ops, torch.bfloat16)
     context = BuildContext(device.torch_device, torch.bfloat16, ops, quant)
     config = replace(model_config_from_hf(COMMON | SHAPES[name]), max_position=MAX_LEN)
     return load_model(config, context, None), context

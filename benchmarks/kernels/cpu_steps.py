@@ -36,13 +36,13 @@ def load(
     checkpoint = open_checkpoint(resolve_model(name).path)
     config = replace(checkpoint.model_config(), max_position=max_position)
     ops = select_ops("cpu")
-    quant = select_quant(quantization, "cpu", ops)
-    context = BuildContext(torch.device("cpu"), dtype, ops, quant)
+    quant = select_quant(quantization, "cpu", ops, dtype)
+    context = BuildContext(torch.device("cpu"), quant.activations or dtype, ops, quant)
     began = time.perf_counter()
     weights = iterate_weights(checkpoint, keep_groups=quant.keeps_groups)
     model = load_model(config, context, weights)
     print(f"loaded in {time.perf_counter() - began:.2f} s")
-    cache_type = dtype if quantization == "none" else torch.float16
+    cache_type = dtype if quant.name == "none" else torch.float16
     num_blocks = 1024
     shapes = [(num_blocks, s.num_kv_heads, BLOCK, s.head_dim) for s in model.kv_cache_specs()]
     caches = [LayerCache(*(torch.zeros(shape, dtype=cache_type) for _ in "kv")) for shape in shapes]
@@ -92,13 +92,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--quantization", default="int8")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--context", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--shapes", default="1x1,8x1,32x1,1x128,1x256,2x256")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, caches = load(args.model, args.quantization, args.context + 1024)
+    dtype = getattr(torch, args.dtype)
+    model, caches = load(args.model, args.quantization, args.context + 1024, dtype)
     for shape in args.shapes.split(","):
         rows, queries = map(int, shape.split("x"))
         past = args.context if queries == 1 else 0

@@ -19,7 +19,14 @@ native = pytest.importorskip("pagemill.ops.cpu._native", reason="built without a
 from pagemill.attention.base import RopeInput  # noqa: E402
 from pagemill.attention.cpu import CpuAttention  # noqa: E402
 from pagemill.checkpoint.groups import GroupedWeight, quantize_groups, stack  # noqa: E402
-from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, pack_matrix  # noqa: E402
+from pagemill.ops.cpu.matrix import (  # noqa: E402
+    MatrixProducts,
+    PackedMatrix,
+    empty_matrix,
+    pack_matrix,
+    store_rows,
+)
+from pagemill.ops.cpu.memory import WeightMemory  # noqa: E402
 from pagemill.ops.cpu.ops import CpuOps  # noqa: E402
 from pagemill.ops.fused import LayerParts  # noqa: E402
 
@@ -27,6 +34,7 @@ EXAMPLES = int(os.environ.get("PAGEMILL_KERNEL_EXAMPLES", "40"))  # fewer under 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 types = st.sampled_from([torch.float32, torch.bfloat16])
 ops = CpuOps()
+memory = WeightMemory()
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -249,6 +257,7 @@ def packed(weight: GroupedWeight, bias: Tensor | None = None) -> PackedMatrix:
         bias,
         bits=weight.bits,
         in_features=weight.in_features,
+        memory=memory,
     )
 
 
@@ -325,9 +334,18 @@ def place_tokens(case: Case, cache_type: torch.dtype) -> None:
     batch.kv_cache = [LayerCache(old.k.to(cache_type), old.v.to(cache_type))]
 
 
-def make_layer(hidden: int, size: int, shape: HeadShape, window: int, gemma: bool) -> LayerParts:
+def make_layer(
+    hidden: int, size: int, shape: HeadShape, window: int, *, gemma: bool, rounded: bool
+) -> LayerParts:
+    """With `rounded` in 4 and 8 bits, else in bfloat16."""
+
     def matrix(outputs: int, inputs: int, bits: int) -> PackedMatrix:
-        return packed(quantize_groups(torch.randn(outputs, inputs) / inputs**0.5, bits))
+        weight = torch.randn(outputs, inputs) / inputs**0.5
+        if rounded:
+            return packed(quantize_groups(weight, bits))
+        half = empty_matrix(outputs, inputs, None, memory)
+        store_rows(half, weight, 0)
+        return half
 
     def norm(width: int) -> Tensor:
         return torch.rand(width) + 0.5
@@ -391,6 +409,7 @@ def layer_by_parts(parts: LayerParts, residual: Tensor, case: Case) -> None:
     gemma=st.booleans(),
     window=st.sampled_from([0, 9]),
     half_cache=st.booleans(),
+    rounded=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_whole_layer(
@@ -401,6 +420,7 @@ def test_whole_layer(
     gemma: bool,
     window: int,
     half_cache: bool,
+    rounded: bool,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -408,7 +428,7 @@ def test_whole_layer(
     spec = AttentionSpec(0, 3 * kv_heads, kv_heads, head_dim, head_dim**-0.5, window)
     case = make_case(rows, spec, torch.float32, 16)
     place_tokens(case, torch.float16 if half_cache else torch.float32)
-    parts = make_layer(hidden, 64, shape, window, gemma)
+    parts = make_layer(hidden, 64, shape, window, gemma=gemma, rounded=rounded)
     whole = ops.whole_layer(parts)
     assert whole is not None
     residual = torch.randn(case.batch.num_tokens, hidden)

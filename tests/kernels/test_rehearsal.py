@@ -143,7 +143,7 @@ def real_runner(config: EngineConfig) -> ModelRunner:
     context = build_context(config, model_config, device)
     attention = choose_attention(config, device)
     model = load_model(model_config, context, None)
-    plan = CachePlan(config, model, cache_type(config, device))
+    plan = CachePlan(config, model, cache_type(config, device, context))
     decode_ops = find_decode_ops(config, context.ops, attention)
     runner = build_runner(
         config, model, device, attention, plan, 40, context.ops, decode_ops=decode_ops

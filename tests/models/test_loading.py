@@ -160,11 +160,11 @@ def test_gguf_frequency_factors_equal_llama3_scaling() -> None:
 
 def test_quantisation_is_selected_by_name() -> None:
     ops = build_context().ops
-    assert isinstance(select_quant("none", "cpu", ops), Unquantized)
+    assert isinstance(select_quant("none", "cpu", ops, torch.bfloat16), Unquantized)
     with pytest.raises(ConfigError, match="'q7' is unknown on cpu"):
-        select_quant("q7", "cpu", ops)
+        select_quant("q7", "cpu", ops, torch.float32)
     with pytest.raises(ConfigError, match="'int8' is unknown on cuda"):
-        select_quant("int8", "cuda", ops)
+        select_quant("int8", "cuda", ops, torch.float32)
 
 
 def test_native_kernels_that_were_not_built_are_missed_politely(
@@ -175,4 +175,4 @@ def test_native_kernels_that_were_not_built_are_missed_politely(
     with pytest.raises(ConfigError, match=r"needs the C\+\+ kernels"):
         select_ops("cpu", "cpu")
     with pytest.raises(ConfigError, match=r"needs the C\+\+ kernels"):
-        select_quant("int8", "cpu", ops)
+        select_quant("int8", "cpu", ops, torch.float32)

@@ -113,7 +113,8 @@ def _fp8_remarks(config: EngineConfig, device: DeviceFacts, model: ModelConfig) 
 def _dtype_remarks(config: EngineConfig, device: DeviceFacts) -> list[str]:
     if config.device == "cpu" and config.dtype == "float16":
         return ["float16 is slow on CPUs; float32 or bfloat16 is faster"]
-    if config.device == "cpu" and config.dtype == "bfloat16" and not device.bfloat16:
+    computes = device.bfloat16 or (device.native_kernels and not config.deterministic)
+    if config.device == "cpu" and config.dtype == "bfloat16" and not computes:
         return ["this CPU has no bfloat16 instructions; float32 is faster"]
     return []
 

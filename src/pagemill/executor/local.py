@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 _GIB = 2**30
-_GROUPED_BYTES = {"int8": 17 / 16, "int4": 5 / 8}  # per weight, with scales
+_PACKED_BYTES = {"int8": 17 / 16, "int4": 5 / 8, "bfloat16": 2}  # per weight, with scales
 
 
 class LocalExecutor:
@@ -127,7 +127,7 @@ def build_local_executor(
         phases.begin("waiting for kernels")
         ahead = kernels.wait(report)
     phases.begin("memory and first kernels")
-    plan = CachePlan(config, model, cache_type(config, device))
+    plan = CachePlan(config, model, cache_type(config, device, context))
     fit = _fit_memory(config, model, device, attention, plan, context.ops, report)
     if fit.remark:
         report(fit.remark)
@@ -253,7 +253,7 @@ def _check_weights_fit(
     """The bytes of the weights in memory, found without allocating them."""
     meta = select_builder(config)(model_config, replace(context, device=torch.device("meta")))
     assert isinstance(meta, torch.nn.Module)
-    needed, free = _weight_bytes(meta, config.quantization), device.free_memory()
+    needed, free = _weight_bytes(meta, context.quant.name), device.free_memory()
     if needed > free:
         form = config.dtype if config.quantization == "none" else config.quantization
         raise ModelLoadError(
@@ -266,9 +266,9 @@ def _check_weights_fit(
 
 def _weight_bytes(meta: torch.nn.Module, quantization: str) -> int:
     """Of a model on the meta device; packed matrices have no tensors there and are estimated."""
-    if quantization in _GROUPED_BYTES:
+    if quantization in _PACKED_BYTES:
         num_weights = sum(int(np.prod(slot.shape)) for slot in weight_slots(meta).values())
-        return int(num_weights * _GROUPED_BYTES[quantization])
+        return int(num_weights * _PACKED_BYTES[quantization])
     return sum(tensor.nbytes for tensor in (*meta.parameters(), *meta.buffers()))
 
 

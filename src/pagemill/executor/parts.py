@@ -53,18 +53,19 @@ def build_context(config: EngineConfig, model: ModelConfig, device: Device) -> B
     ops = select_ops(device.type, config.ops)
     if config.deterministic:
         ops = DeterministicOps(ops, device.type)
-    stored_fp8 = bool(checkpoint_scheme(model.quantization))
-    quant = select_quant(config.quantization, device.type, ops, stored_fp8=stored_fp8)
-    return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
+    dtype, stored_fp8 = _DTYPES[config.dtype], bool(checkpoint_scheme(model.quantization))
+    quant = select_quant(config.quantization, device.type, ops, dtype, stored_fp8=stored_fp8)
+    return BuildContext(device.torch_device, quant.activations or dtype, ops, quant)
 
 
-def cache_type(config: EngineConfig, device: Device) -> torch.dtype:
+def cache_type(config: EngineConfig, device: Device, context: BuildContext) -> torch.dtype:
     """float8 if asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
     if config.kv_cache_dtype == "fp8":
         return torch.float8_e4m3fn
-    if device.type == "cpu" and config.dtype == "float32" and config.quantization != "none":
+    rounded = context.quant.name != "none"
+    if device.type == "cpu" and context.dtype == torch.float32 and rounded:
         return torch.float16
-    return _DTYPES[config.dtype]
+    return context.dtype
 
 
 def build_runner(

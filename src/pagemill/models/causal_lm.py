@@ -40,7 +40,13 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         ropes = build_rope_tables(config, ctx.device)
-        self.embed_tokens = Embedding(ctx, config.vocab_size, config.hidden_size, embedding_scale)
+        self.embed_tokens = Embedding(
+            ctx,
+            config.vocab_size,
+            config.hidden_size,
+            embedding_scale,
+            tied=config.tie_embeddings,
+        )
         self.layers = nn.ModuleList(
             build_layer(
                 config,
@@ -123,7 +129,7 @@ class CausalLM(nn.Module):
         """Every slot is filled: let the layers pack what they hold."""
         finish_loading(self)
         if self._tied:
-            self.lm_head.tie(self.model.embed_tokens.weight)
+            self.lm_head.tie(self.model.embed_tokens)
         self.model.become_whole()
 
     def attention_layers(self) -> list[AttentionSpec]:

@@ -18,6 +18,11 @@ class QuantMethod(Protocol):
     ends: QuantMethod  # how the first and the last layer are held
     keeps_groups: bool  # takes weights as GGUF files hold them
 
+    @property
+    def activations(self) -> torch.dtype | None:
+        """The type of what is between its products; None: the model's."""
+        ...
+
     def create(
         self,
         layer: nn.Module,
@@ -41,11 +46,11 @@ class QuantMethod(Protocol):
         """Pack the weights into the layout that `apply` wants."""
         ...
 
-    def tie(self, layer: nn.Module, weight: nn.Parameter) -> None:
-        """Multiply by an embedding table [out, in] that is already loaded.
+    def tie(self, layer: nn.Module, table: nn.Module) -> None:
+        """Multiply by an embedding's table [out, in], which is already loaded, without a copy.
 
-        Takes the place of `create`, `load` and `finish_loading`. Methods that do not change the
-        weights share the table; others make their packed copy.
+        Takes the place of `create`, `load` and `finish_loading`. The table is the embedding's
+        `weight`, or for methods that are `HoldsTables` what they made of it.
         """
         ...
 
@@ -60,6 +65,30 @@ class HoldsMatrices(Protocol):
 
     def matrix(self, layer: nn.Module) -> Any:
         """The layer's matrix, once it is loaded."""
+        ...
+
+
+@runtime_checkable
+class HoldsTables(Protocol):
+    """A method whose packed matrices can be looked up in by row as well."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether rows come back as they were stored."""
+        ...
+
+    def create_table(
+        self, layer: nn.Module, rows: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Prepare an embedding for `load_table`."""
+        ...
+
+    def load_table(self, layer: nn.Module, tensor: Tensor) -> None:
+        """Store the whole table [rows, width]."""
+        ...
+
+    def look_up(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        """[T] -> float32 [T, width]."""
         ...
 
 

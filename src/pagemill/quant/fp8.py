@@ -26,6 +26,7 @@ class Fp8:
 
     name = "fp8"
     keeps_groups = False
+    activations = None
 
     def __init__(
         self, ops: Ops, fp8_ops: Fp8Ops, *, grouped: bool = False, every_layer: bool = False
@@ -73,8 +74,8 @@ class Fp8:
     def finish_loading(self, layer: nn.Module) -> None:
         """The weights are used in the layout they are stored in."""
 
-    def tie(self, layer: nn.Module, weight: nn.Parameter) -> None:
-        self.head.tie(layer, weight)
+    def tie(self, layer: nn.Module, table: nn.Module) -> None:
+        self.head.tie(layer, table)
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         return self._linear(x, *_tensors(layer), cast("Tensor | None", layer.bias))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pagemill.checkpoint.groups import GroupedWeight, quantize_groups, stack
 from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, pack_matrix
+from pagemill.ops.cpu.memory import WeightMemory
 from pagemill.quant.base import QuantMethod
 
 _HEAD_BITS = 8  # four cost a tied vocabulary projection more accuracy than they are worth
@@ -26,9 +27,13 @@ class _Held:
 
 
 class Grouped:
-    """Implements `QuantMethod` and `HoldsMatrices`: rounded as it is loaded, packed at the end."""
+    """Implements `QuantMethod`, `HoldsMatrices` and `HoldsTables`: rounded as it is loaded, packed
+    at the end.
+    """
 
     keeps_groups = True
+    activations = None
+    exact = False
 
     def __init__(self, bits: int, products: MatrixProducts) -> None:
         self.name = f"int{bits}"
@@ -36,6 +41,7 @@ class Grouped:
         self.ends: QuantMethod = self
         self._bits = bits
         self._products = products
+        self._memory = WeightMemory()
 
     def create(
         self,
@@ -72,13 +78,23 @@ class Grouped:
             bias,
             bits=weight.bits,
             in_features=weight.in_features,
+            memory=self._memory,
         )
 
-    def tie(self, layer: nn.Module, weight: nn.Parameter) -> None:
-        out_features, in_features = weight.shape
-        self.create(layer, out_features, in_features, False, weight.dtype, weight.device)
-        self._load(layer, weight.data, 0, _HEAD_BITS)
+    def tie(self, layer: nn.Module, table: nn.Module) -> None:
+        object.__setattr__(layer, "held", _held(table))
+
+    def create_table(
+        self, layer: nn.Module, rows: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.create(layer, rows, width, False, dtype, device)
+
+    def load_table(self, layer: nn.Module, tensor: Tensor) -> None:
+        self._load(layer, tensor, 0, _HEAD_BITS)
         self.finish_loading(layer)
+
+    def look_up(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        return self._products.look_up(ids, self.matrix(layer))
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         return self._products.linear(x, self.matrix(layer))

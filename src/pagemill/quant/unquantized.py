@@ -16,6 +16,7 @@ class Unquantized:
 
     name = "none"
     keeps_groups = False
+    activations = None
 
     def __init__(self, ops: Ops) -> None:
         self._linear = ops.linear
@@ -44,8 +45,8 @@ class Unquantized:
     def finish_loading(self, layer: nn.Module) -> None:
         """The weights are used in the layout they are stored in."""
 
-    def tie(self, layer: nn.Module, weight: nn.Parameter) -> None:
-        layer.register_parameter("weight", weight)
+    def tie(self, layer: nn.Module, table: nn.Module) -> None:
+        layer.register_parameter("weight", table.get_parameter("weight"))
         layer.register_parameter("bias", None)
 
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:

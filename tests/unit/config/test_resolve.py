@@ -77,6 +77,8 @@ def test_asked_dtype_is_kept(dtype: str) -> None:
 def test_slow_types_are_remarked_on() -> None:
     assert "float16 is slow" in remarks(run(CPU, dtype="float16"), CPU, MODEL)[0]
     assert "no bfloat16" in remarks(run(CPU, dtype="bfloat16"), CPU, MODEL)[0]
+    own = dataclasses.replace(CPU, native_kernels=True)  # widen the weights themselves
+    assert remarks(run(own, dtype="bfloat16"), own, MODEL) == []
     assert remarks(run(CPU), CPU, MODEL) == []
 
 

@@ -53,7 +53,7 @@ def make_driver(
     backend = "torch" if kernels == "reference" else kernels
     attention = make_deterministic(select_attention(device, backend))
     where = select_device(device).torch_device
-    quant = select_quant(quantization, device, ops)
+    quant = select_quant(quantization, device, ops, dtype)
     model = load_model(CONFIG, BuildContext(where, dtype, ops, quant), None, seed=1)
     return Driver(device, model=model, attention=attention, deterministic=True, dtype=dtype)
 

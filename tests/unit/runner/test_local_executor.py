@@ -17,6 +17,7 @@ from pagemill.executor.local import LocalExecutor, _check_weights_fit, build_loc
 from pagemill.executor.sleeping import held_tensors
 from pagemill.layers.base import BuildContext
 from pagemill.ops.reference import ReferenceOps
+from pagemill.ops.select import select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import largest_batch
 
@@ -108,7 +109,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("quantization", ["none", "fp8", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "packed", "fp8", "int8"])
 def test_the_room_that_weights_need_is_that_of_their_type(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch, quantization: str
 ) -> None:
@@ -117,29 +118,33 @@ def test_the_room_that_weights_need_is_that_of_their_type(
     exact = 2 * 2 * table + 4 * 5 * 32  # embedding and head as they are, norms in float32
     expected = {
         "none": exact + 2 * matrices,
+        "packed": 2 * (matrices + 2 * table + 5 * 32),
         "fp8": exact + matrices + 4 * rows,
         "int8": (matrices + 2 * table + 5 * 32) * 17 / 16,
     }
-    ops = ReferenceOps()
+    name = "none" if quantization == "packed" else quantization
+    ops = select_ops("cpu") if quantization == "packed" else ReferenceOps()
     device_type = "cuda" if quantization == "fp8" else "cpu"
-    quant = select_quant(quantization, device_type, ops, stored_fp8=True)
+    quant = select_quant(name, device_type, ops, torch.bfloat16, stored_fp8=True)
     context = BuildContext(torch.device("cpu"), torch.bfloat16, ops, quant)
-    config = msgspec.structs.replace(config, quantization=quantization, dtype="bfloat16")
+    config = msgspec.structs.replace(config, quantization=name, dtype="bfloat16")
     model = open_checkpoint(config.model).model_config()
     device = CpuDevice()
     assert _check_weights_fit(config, model, context, device) == expected[quantization]
     monkeypatch.setattr(CpuDevice, "free_memory", lambda self: 1)
-    form = "bfloat16" if quantization == "none" else quantization
+    form = "bfloat16" if name == "none" else quantization
     with pytest.raises(ModelLoadError, match=f"GiB as {form}"):
         _check_weights_fit(config, model, context, device)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize(
+    ("quantization", "dtype"), [("none", "float32"), ("none", "bfloat16"), ("int8", "float32")]
+)
 @pytest.mark.parametrize("level", [1, 2])
 def test_sleep_gives_memory_up_and_waking_brings_the_same_model_back(
-    config: EngineConfig, level: int, quantization: str
+    config: EngineConfig, level: int, quantization: str, dtype: str
 ) -> None:
-    config = msgspec.structs.replace(config, quantization=quantization)
+    config = msgspec.structs.replace(config, quantization=quantization, dtype=dtype)
     executor, _ = build(config)
     batch = largest_batch(config)
 

@@ -60,7 +60,7 @@ class Rehearsal:
         self._model.finish_loading()
         assert isinstance(self._model, torch.nn.Module)
         self._model.eval()
-        self._plan = CachePlan(config, self._model, cache_type(config, device))
+        self._plan = CachePlan(config, self._model, cache_type(config, device, self._context))
         self._config = config
         weights = (*self._model.parameters(), *self._model.buffers())
         # What is left beside the weights is nearly what the engine will find: the cache's size

@@ -65,7 +65,11 @@ class NativeLayer:
 
 
 def can_be_whole(parts: LayerParts) -> bool:
-    """Whether the native layer takes these parts: all matrices packed, whole tiles of gates."""
+    """Whether the native layer takes these parts: all matrices packed in one way, whole tiles of
+    gates without bias.
+    """
     matrices = (parts.qkv, parts.o, parts.gate_up, parts.down)
-    packed = all(isinstance(matrix, PackedMatrix) for matrix in matrices)
-    return packed and parts.gate_up.shape[0] // 2 % GROUP == 0
+    if not all(isinstance(matrix, PackedMatrix) for matrix in matrices):
+        return False
+    same = len({matrix.packed.dtype for matrix in matrices}) == 1
+    return same and parts.gate_up.bias is None and parts.gate_up.shape[0] // 2 % GROUP == 0

@@ -1,4 +1,4 @@
-"""Matrices in 4 or 8 bits as the native kernels take them."""
+"""Matrices in 4 or 8 bits, or in bfloat16, as the native kernels take them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from pagemill.ops.cpu import _native
+from pagemill.ops.cpu.memory import WeightMemory
 from pagemill.ops.cpu.types import address, float_address, type_code
 
 GROUP = 32  # inputs that share a scale; kGroup of native/kernels.h
+_HALF_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """[out, in] in tiles, see native/group_linear.h; `native` holds the addresses of the others."""
+    """[out, in] in tiles; `native` holds the addresses of the others.
+
+    `packed` is uint8 as in native/group_linear.h, or bfloat16 as in native/half_linear.h.
+    """
 
     native: _native.Matrix
     packed: Tensor
@@ -31,6 +36,7 @@ def pack_matrix(
     *,
     bits: int,
     in_features: int,
+    memory: WeightMemory,
 ) -> PackedMatrix:
     """A weight is scale * code + offset; 4-bit codes without offsets stand for code - 8."""
     out_features, padded = codes.shape
@@ -43,10 +49,32 @@ def pack_matrix(
         bias_at = float_address(bias)
         return _native.Matrix(packed, bias_at, in_features, out_features, bits, has_offsets)
 
-    packed = torch.empty(native(0).packed_bytes(), dtype=torch.uint8)
+    packed = memory.zeros(native(0).packed_bytes())
     matrix = native(packed.data_ptr())
     _native.pack(matrix, address(codes), address(scales), address(offsets), packed.data_ptr())
     return PackedMatrix(matrix, packed, bias, (out_features, in_features))
+
+
+def empty_matrix(
+    out_features: int, in_features: int, bias: Tensor | None, memory: WeightMemory
+) -> PackedMatrix:
+    """Zeros in bfloat16, for `store_rows` to fill; bias float32 [out]."""
+
+    def native(packed: int) -> _native.Matrix:
+        bias_at = float_address(bias)
+        return _native.Matrix(packed, bias_at, in_features, out_features, _HALF_BITS, False)
+
+    packed = memory.zeros(native(0).packed_bytes()).view(torch.bfloat16)
+    return PackedMatrix(native(packed.data_ptr()), packed, bias, (out_features, in_features))
+
+
+def store_rows(matrix: PackedMatrix, rows: Tensor, first: int) -> None:
+    """Write [n, in] of any floating type over a bfloat16 matrix's rows, from `first` on."""
+    out_features, in_features = matrix.shape
+    assert matrix.packed.dtype == torch.bfloat16 and rows.shape[1] == in_features
+    assert 0 <= first <= out_features - len(rows)
+    rows = rows.to(torch.bfloat16).contiguous()
+    _native.pack_half(matrix.native, address(rows), first, len(rows), matrix.packed.data_ptr())
 
 
 class MatrixProducts:
@@ -63,4 +91,11 @@ class MatrixProducts:
         _native.group_linear(
             type_code(x), address(x), out.data_ptr(), x.shape[0], matrix.native, self.workspace
         )
+        return out
+
+    def look_up(self, ids: Tensor, matrix: PackedMatrix) -> Tensor:
+        """Rows of a matrix, [T] int64 -> float32 [T, in]. Raises IndexError for rows beyond it."""
+        assert ids.dtype == torch.int64
+        out = torch.empty(ids.shape[0], matrix.shape[1], dtype=torch.float32)
+        _native.look_up(matrix.native, address(ids), ids.shape[0], out.data_ptr())
         return out

@@ -1,4 +1,14 @@
 // Activations as int8 by groups of 32 inputs: what matrices in few bits are multiplied with.
+//
+// Byte instructions multiply unsigned by signed, so weights are shifted by 128 to be unsigned and
+// the products' sums start from what that adds too much: -128 times the sum of the activations.
+//
+// Layers are written for any kind of activations X (see half_linear.h for the other one) with
+//   X::kTile                    output channels of a packed tile
+//   make(workspace, place, rows, size)
+//   put(row, group, values)     kGroup floats, rounded
+//   row_bytes()
+// and functions multiply_tile(matrix, tile, rows, x, row, sums), for up to kRows<X> rows at once.
 #pragma once
 
 #include <algorithm>
@@ -10,28 +20,48 @@
 namespace pagemill::PAGEMILL_ISA {
 
 constexpr float kActivationTop = 127.0f;
+constexpr int32_t kShift = -128;
 
 // Rows of `groups` groups; inputs beyond the row's end are zero.
 struct Activations {
+  static constexpr int kTile = kChannels;
+
   int8_t* values;  // [rows, groups * 32]
   float* scale;    // [rows, groups]: of one unit
-  float* sum;      // [rows, groups]: of the group, as rounded
+  int32_t* sum;    // [rows, groups]: of the group's values, times kShift
   int64_t groups;
 
   int64_t stride() const { return groups * kGroup; }
+  int64_t row_bytes() const { return stride(); }
+
+  // Room for `rows` rows of `size` inputs.
+  static Activations make(Workspace& workspace, Workspace::Place place, int64_t rows,
+                          int64_t size) {
+    int64_t groups = (size + kGroup - 1) / kGroup, count = rows * groups;
+    auto* memory = workspace.get<char>(place, count * (kGroup + 2 * sizeof(float)));
+    float* scales = reinterpret_cast<float*>(memory + count * kGroup);
+    auto* sums = reinterpret_cast<int32_t*>(scales + count);
+    return {reinterpret_cast<int8_t*>(memory), scales, sums, groups};
+  }
+
+  inline void put(int64_t row, int64_t group, const float* x) const;
 };
 
-// Room for `rows` rows of `size` inputs.
-inline Activations activations(Workspace& workspace, Workspace::Place place, int64_t rows,
-                               int64_t size) {
-  int64_t groups = (size + kGroup - 1) / kGroup, count = rows * groups;
-  auto* memory = workspace.get<char>(place, count * (kGroup + 2 * sizeof(float)));
-  float* scales = reinterpret_cast<float*>(memory + count * kGroup);
-  return {reinterpret_cast<int8_t*>(memory), scales, scales + count, groups};
+// The lanes -> out[kLanes]; they lie within -128 to 127.
+inline void store_bytes(int8_t* out, VecI v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(__m512i(v)));
+#elif defined(__AVX2__)
+  __m256i all = __m256i(v);
+  __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(pairs, pairs));
+#else
+  for (int l = 0; l < kLanes; l++) out[l] = int8_t(v[l]);
+#endif
 }
 
-// kGroup floats -> int8 with their scale and sum.
-inline void quantize_group(const float* x, int8_t* out, float* scale, float* sum) {
+// kGroup floats -> int8 with their scale and shifted sum.
+inline void quantize_group(const float* x, int8_t* out, float* scale, int32_t* shifted_sum) {
   VecF tops{};
   for (int i = 0; i < kGroup; i += kLanes) tops = pagemill::PAGEMILL_ISA::max(tops, abs(load(x + i)));
   float top = max(tops);
@@ -42,24 +72,36 @@ inline void quantize_group(const float* x, int8_t* out, float* scale, float* sum
     // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
     VecI rounded = reinterpret_cast<VecI>(scaled + 12582912.0f) - 0x4b400000;
     totals += rounded;
-    for (int l = 0; l < kLanes; l++) out[i + l] = int8_t(rounded[l]);
+    store_bytes(out + i, rounded);
   }
-  int32_t total = 0;
-  for (int l = 0; l < kLanes; l++) total += totals[l];
   *scale = top / kActivationTop;
-  *sum = *scale * float(total);
+  *shifted_sum = kShift * int32_t(pagemill::PAGEMILL_ISA::sum(__builtin_convertvector(totals, VecF)));
 }
 
-// A row of `size` elements; `value(i)` is called in order.
-template <typename Value>
-void quantize_row(const Activations& a, int64_t row, int64_t size, Value value) {
+inline void Activations::put(int64_t row, int64_t group, const float* x) const {
+  int64_t at = row * groups + group;
+  quantize_group(x, values + at * kGroup, scale + at, sum + at);
+}
+
+// A row of `size` elements: `vector(i)` gives kLanes of them from i on, `scalar(i)` one.
+template <typename X, typename Vector, typename Scalar>
+void round_row(const X& a, int64_t row, int64_t size, Vector vector, Scalar scalar) {
   float group[kGroup];
   for (int64_t g = 0; g < a.groups; g++) {
-    int64_t first = g * kGroup;
-    for (int i = 0; i < kGroup; i++) group[i] = first + i < size ? value(first + i) : 0.0f;
-    int64_t at = row * a.groups + g;
-    quantize_group(group, a.values + at * kGroup, a.scale + at, a.sum + at);
+    const int64_t first = g * kGroup;
+    if (first + kGroup <= size)
+      for (int i = 0; i < kGroup; i += kLanes) store(group + i, vector(first + i));
+    else
+      for (int i = 0; i < kGroup; i++) group[i] = first + i < size ? scalar(first + i) : 0.0f;
+    a.put(row, g, group);
   }
+}
+
+template <typename X, typename T>
+void round_row(const X& a, int64_t row, int64_t size, const T* x) {
+  round_row(
+      a, row, size, [x](int64_t i) { return load(x + i); },
+      [x](int64_t i) { return to_float(x[i]); });
 }
 
 inline float inverse_rms(const float* x, int64_t size, float eps) {
@@ -71,14 +113,17 @@ inline float inverse_rms(const float* x, int64_t size, float eps) {
   return 1.0f / std::sqrt((sum(squares) + tail) / float(size) + eps);
 }
 
-// RMSNorm of rows [rows, size], quantised. To be called by all threads of a region.
-inline void norm_quantize(const float* x, const float* weight, float eps, int64_t rows,
-                          int64_t size, const Activations& out) {
+// RMSNorm of rows [rows, size], rounded. To be called by all threads of a region.
+template <typename X>
+void norm_round(const float* x, const float* weight, float eps, int64_t rows, int64_t size,
+                const X& out) {
 #pragma omp for
   for (int64_t r = 0; r < rows; r++) {
     const float* row = x + r * size;
     float inverse = inverse_rms(row, size, eps);
-    quantize_row(out, r, size, [&](int64_t i) { return row[i] * inverse * weight[i]; });
+    round_row(
+        out, r, size, [=](int64_t i) { return load(row + i) * inverse * load(weight + i); },
+        [=](int64_t i) { return row[i] * inverse * weight[i]; });
   }
 }
 

@@ -7,18 +7,63 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <vector>
 
 #include "simd.h"
 
 namespace pagemill::PAGEMILL_ISA {
 
-constexpr int kKeys = 32;     // keys in a tile
-constexpr int kWide = 32;     // query heads x query tokens in a tile
-constexpr int kNarrow = 12;   // up to so many the narrow way is faster
+constexpr int kWideKeys = 32;     // keys in a tile of the wide way: all of it stays in the first cache
+constexpr int kNarrowKeys = 64;   // and of the narrow way, which reads each key once
+constexpr int kFour = 4;          // keys are taken by so many: tiles are padded to whole ones
+constexpr int kWide = 32;         // query heads x query tokens in a tile
+constexpr int kNarrow = 12;       // up to so many the narrow way is faster
 constexpr int kMaxHeadDim = 256;
 constexpr float kMasked = -1e30f;
 constexpr int kWideVectors = kWide / kLanes;
 constexpr int kWideRows = kLanes == 16 ? 8 : kLanes == 8 ? 3 : 1;  // rows of C in registers
+
+// Where the cached rows of some keys lie.
+template <typename C>
+struct KeyTile {
+  int count;
+  const C* keys[kNarrowKeys];
+  const C* values[kNarrowKeys];
+};
+
+// Memory to be read soon, fetched into the second cache bit by bit in the order of its addresses.
+// Reading it only where it is needed, 2 KB of one head after the other, leaves the hardware's own
+// prefetching without a stream to follow and reaches half of the memory's speed or less.
+class Stream {
+ public:
+  void clear() { count_ = run_ = 0; }
+
+  void add(const void* memory, int64_t bytes) {
+    const char* at = static_cast<const char*>(memory);
+    if (count_ > 0 && runs_[count_ - 1].end == at)
+      runs_[count_ - 1].end += bytes;
+    else
+      runs_[count_++] = {at, at + bytes};
+  }
+
+  void fetch(int64_t bytes) {
+    for (; bytes > 0 && run_ < count_; bytes -= kLine) {
+      Run& run = runs_[run_];
+      __builtin_prefetch(run.at, 0, 2);
+      run.at += kLine;
+      if (run.at >= run.end) run_++;
+    }
+  }
+
+ private:
+  static constexpr int kLine = 64;
+  struct Run {
+    const char *at, *end;
+  };
+  Run runs_[2 * (kNarrowKeys + 1)];
+  int count_ = 0, run_ = 0;
+};
 
 // Which of a tile's keys a query at `position` sees: first visible and first invisible one.
 struct Span {
@@ -67,8 +112,8 @@ void wide_product(const float* a, int64_t by_row, int64_t by_depth, int rows, in
 struct WideTile {
   float q[kMaxHeadDim * kWide];    // [dim][query]
   float out[kMaxHeadDim * kWide];  // [dim][query]
-  float rows[kKeys * kMaxHeadDim]; // keys or values as float
-  float scores[kKeys * kWide];     // [key][query]
+  float rows[kWideKeys * kMaxHeadDim];  // keys or values as float
+  float scores[kWideKeys * kWide];     // [key][query]
   float top[kWide], total[kWide];
 
   void start(int dim) {
@@ -96,15 +141,16 @@ struct WideTile {
   }
 
   void mask(int query, Span span, int count) {
-    for (int j = 0; j < count; j++)
-      if (j < span.begin || j >= span.end) scores[j * kWide + query] = kMasked;
+    for (int j = 0; j < span.begin; j++) scores[j * kWide + query] = kMasked;
+    for (int j = span.end; j < count; j++) scores[j * kWide + query] = kMasked;
   }
 
   // Scores -> weights relative to the running maximum; rescales what was summed before.
   void softmax(int count, int dim) {
     for (int v = 0; v < kWide; v += kLanes) {
       VecF before = load(top + v), now = before;
-      for (int j = 0; j < count; j++) now = max(now, load(scores + j * kWide + v));
+      for (int j = 0; j < count; j++)
+        now = pagemill::PAGEMILL_ISA::max(now, load(scores + j * kWide + v));
       VecF sums{};
       for (int j = 0; j < count; j++) {
         VecF x = load(scores + j * kWide + v);
@@ -112,11 +158,23 @@ struct WideTile {
         store(scores + j * kWide + v, weight);
         sums += weight;
       }
-      VecF rescale = before <= kMasked ? VecF{} : exp(before - now);
-      store(top + v, now);
-      store(total + v, load(total + v) * rescale + sums);
-      for (int i = 0; i < dim; i++)
-        store(out + i * kWide + v, load(out + i * kWide + v) * rescale);
+      if (pagemill::PAGEMILL_ISA::max(now - before) > 0) rescale(v, now, dim);
+      store(total + v, load(total + v) + sums);
+    }
+  }
+
+  // The vector v of queries has a new maximum.
+  void rescale(int v, VecF now, int dim) {
+    VecF before = load(top + v), factor = before <= kMasked ? VecF{} : exp(before - now);
+    store(top + v, now);
+    store(total + v, load(total + v) * factor);
+    for (int i = 0; i < dim; i++) store(out + i * kWide + v, load(out + i * kWide + v) * factor);
+  }
+
+  void divide(int dim) {
+    for (int v = 0; v < kWide; v += kLanes) {
+      VecF factor = 1.0f / load(total + v);
+      for (int i = 0; i < dim; i++) store(out + i * kWide + v, load(out + i * kWide + v) * factor);
     }
   }
 
@@ -127,82 +185,89 @@ struct WideTile {
   }
 };
 
-// scores[r][j] = q[r] . keys[j] for kRows queries and kAtOnce keys, whose sums hide each other's
-// latency.
-template <int kRows, int kAtOnce, typename T>
-inline void dot_some_keys(const float* q, const T* const* keys, int dim, float* scores) {
-  const int whole = dim / kLanes * kLanes;
-  VecF acc[kRows][kAtOnce];
+// The products of kRows queries and kCount keys, lane by lane, over whole vectors of dimensions.
+template <int kRows, int kCount, typename T>
+inline void dot_lanes(const float* q, const T* const* keys, int64_t offset, int dim,
+                      VecF (&acc)[kRows][kCount]) {
   for (int r = 0; r < kRows; r++)
-    for (int j = 0; j < kAtOnce; j++) acc[r][j] = VecF{};
-  for (int i = 0; i < whole; i += kLanes) {
-    VecF key[kAtOnce];
-    for (int j = 0; j < kAtOnce; j++) key[j] = load(keys[j] + i);
+    for (int j = 0; j < kCount; j++) acc[r][j] = VecF{};
+  for (int i = 0; i + kLanes <= dim; i += kLanes) {
+    VecF key[kCount];
+    for (int j = 0; j < kCount; j++) key[j] = load(keys[j] + offset + i);
     for (int r = 0; r < kRows; r++) {
       VecF query = load(q + r * dim + i);
-      for (int j = 0; j < kAtOnce; j++) acc[r][j] += query * key[j];
+      for (int j = 0; j < kCount; j++) acc[r][j] += query * key[j];
     }
-  }
-  for (int r = 0; r < kRows; r++) {
-    float* out = scores + r * kKeys;
-    if constexpr (kAtOnce == 4)
-      sum_four(acc[r], out);
-    else
-      for (int j = 0; j < kAtOnce; j++) out[j] = sum(acc[r][j]);
-    for (int i = whole; i < dim; i++)
-      for (int j = 0; j < kAtOnce; j++) out[j] += q[r * dim + i] * to_float(keys[j][i]);
   }
 }
 
+// scores[r][j] = q[r] . keys[j] for kRows queries and four keys, whose sums hide each other's
+// latency; by twos where the registers do not hold all of them.
 template <int kRows, typename T>
-void dot_keys(const float* q, const T* const* keys, int count, int dim, float* scores) {
-  constexpr int kAtOnce = kRows < 4 ? 4 : 2;
-  int j = 0;
-  for (; j + kAtOnce <= count; j += kAtOnce)
-    dot_some_keys<kRows, kAtOnce>(q, keys + j, dim, scores + j);
-  for (; j < count; j++) dot_some_keys<kRows, 1>(q, keys + j, dim, scores + j);
+inline void dot_four_keys(const float* q, const T* const* keys, int64_t offset, int dim,
+                          float* scores) {
+  if constexpr (kRows < 4 || kLanes == 16) {
+    VecF acc[kRows][kFour];
+    dot_lanes(q, keys, offset, dim, acc);
+    for (int r = 0; r < kRows; r++) sum_four(acc[r], scores + r * kNarrowKeys);
+  } else {
+    VecF low[kRows][2], high[kRows][2];
+    dot_lanes(q, keys, offset, dim, low);
+    dot_lanes(q, keys + 2, offset, dim, high);
+    for (int r = 0; r < kRows; r++) {
+      VecF acc[kFour] = {low[r][0], low[r][1], high[r][0], high[r][1]};
+      sum_four(acc, scores + r * kNarrowKeys);
+    }
+  }
+  for (int i = dim / kLanes * kLanes; i < dim; i++)
+    for (int r = 0; r < kRows; r++)
+      for (int j = 0; j < kFour; j++)
+        scores[r * kNarrowKeys + j] += q[r * dim + i] * to_float(keys[j][offset + i]);
 }
 
 // out[r] += sum of weights[r][j] * rows[j], for kRows queries, kVecs vectors of dimensions.
 template <int kRows, int kVecs, typename T>
-inline void add_weighted(const float* weights, const T* const* rows, int count, int at, int dim,
-                         float* out) {
+inline void add_weighted(const float* weights, const T* const* rows, int64_t offset, int count,
+                         int dim, float* out) {
   VecF acc[kRows][kVecs];
   for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < kVecs; v++) acc[r][v] = load(out + r * dim + at + v * kLanes);
+    for (int v = 0; v < kVecs; v++) acc[r][v] = load(out + r * dim + v * kLanes);
   for (int j = 0; j < count; j++)
     for (int v = 0; v < kVecs; v++) {
-      VecF value = load(rows[j] + at + v * kLanes);
-      for (int r = 0; r < kRows; r++) acc[r][v] += weights[r * kKeys + j] * value;
+      VecF value = load(rows[j] + offset + v * kLanes);
+      for (int r = 0; r < kRows; r++) acc[r][v] += weights[r * kNarrowKeys + j] * value;
     }
   for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < kVecs; v++) store(out + r * dim + at + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kVecs; v++) store(out + r * dim + v * kLanes, acc[r][v]);
 }
 
 template <int kRows, typename T>
-void add_values(const float* weights, const T* const* rows, int count, int dim, float* out) {
-  constexpr int kVecs = kRows < 4 ? 4 : 2;
+void add_values(const float* weights, const T* const* rows, int64_t offset, int count, int dim,
+                float* out) {
+  constexpr int kVecs = kRows < 4 || kLanes == 16 ? 4 : 2;
   int i = 0;
   for (; i + kVecs * kLanes <= dim; i += kVecs * kLanes)
-    add_weighted<kRows, kVecs>(weights, rows, count, i, dim, out);
+    add_weighted<kRows, kVecs>(weights, rows, offset + i, count, dim, out + i);
   for (; i + kLanes <= dim; i += kLanes)
-    add_weighted<kRows, 1>(weights, rows, count, i, dim, out);
+    add_weighted<kRows, 1>(weights, rows, offset + i, count, dim, out + i);
   for (; i < dim; i++)
     for (int r = 0; r < kRows; r++)
       for (int j = 0; j < count; j++)
-        out[r * dim + i] += weights[r * kKeys + j] * to_float(rows[j][i]);
+        out[r * dim + i] += weights[r * kNarrowKeys + j] * to_float(rows[j][offset + i]);
 }
 
+// Queries of several key-value heads, `rows` of each at most kNarrow; `first` is a head's first.
+// The cached rows of a head lie `offset` elements behind those that a tile names.
 struct NarrowTile {
-  float q[kNarrow * kMaxHeadDim];
-  float out[kNarrow * kMaxHeadDim];
-  float scores[kNarrow * kKeys];
-  float top[kNarrow], total[kNarrow];
+  std::vector<float> q, out;      // [query, dim]
+  std::vector<float> top, total;  // [query]
+  float scores[kNarrow * kNarrowKeys];
 
-  void start(int rows, int dim) {
-    std::fill_n(out, rows * dim, 0.0f);
-    std::fill_n(top, rows, kMasked);
-    std::fill_n(total, rows, 0.0f);
+  void start(int queries, int dim) {
+    q.resize(queries * dim);
+    out.assign(queries * dim, 0.0f);
+    top.assign(queries, kMasked);
+    total.assign(queries, 0.0f);
   }
 
   // Calls work<n>(first row) for blocks of n rows, n up to 4.
@@ -217,42 +282,54 @@ struct NarrowTile {
   }
 
   template <typename T>
-  void score(const T* const* keys, int rows, int count, int dim) {
+  void score(const KeyTile<T>& tile, int64_t offset, int first, int rows, int dim,
+             Stream& ahead) {
     by_fours(rows, [&](int r, auto n) {
-      dot_keys<n.value>(q + r * dim, keys, count, dim, scores + r * kKeys);
+      for (int j = 0; j < tile.count; j += kFour) {
+        if (r == 0) ahead.fetch(kFour * dim * sizeof(T));
+        dot_four_keys<n.value>(q.data() + (first + r) * dim, tile.keys + j, offset, dim,
+                               scores + r * kNarrowKeys + j);
+      }
     });
   }
 
-  // Of one query; keys outside of the span get no weight.
-  void softmax(int r, Span span, float cap, int dim) {
-    float* row = scores + r * kKeys;
+  // Of one query, whose scores are `row`; keys outside of the span get no weight.
+  void softmax(int query, float* row, Span span, int count, float cap, int dim) {
+    const int end = (count + kLanes - 1) / kLanes * kLanes;
     std::fill(row, row + span.begin, kMasked);
-    std::fill(row + span.end, row + kKeys, kMasked);
-    VecF tops = broadcast(top[r]);
-    for (int j = 0; j < kKeys; j += kLanes) {
+    std::fill(row + span.end, row + end, kMasked);
+    const float before = top[query];
+    VecF tops = broadcast(before);
+    for (int j = 0; j < end; j += kLanes) {
       VecF x = load(row + j);
       if (cap > 0) store(row + j, x = x <= kMasked ? x : cap_scores(x, cap));
       tops = pagemill::PAGEMILL_ISA::max(tops, x);
     }
-    float now = pagemill::PAGEMILL_ISA::max(tops);
+    const float now = pagemill::PAGEMILL_ISA::max(tops);
     VecF sums{};
-    for (int j = 0; j < kKeys; j += kLanes) {
+    for (int j = 0; j < end; j += kLanes) {
       VecF x = load(row + j);
       VecF weight = x <= kMasked ? VecF{} : exp(x - now);
       store(row + j, weight);
       sums += weight;
     }
-    float rescale = top[r] <= kMasked ? 0.0f : std::exp(top[r] - now);
-    total[r] = total[r] * rescale + sum(sums);
-    top[r] = now;
-    if (rescale != 1.0f)
-      for (int i = 0; i < dim; i++) out[r * dim + i] *= rescale;
+    float rescale = before <= kMasked ? 0.0f : exp(broadcast(before - now))[0];
+    total[query] = total[query] * rescale + sum(sums);
+    top[query] = now;
+    if (now != before)
+      for (int i = 0; i < dim; i++) out[query * dim + i] *= rescale;
   }
 
   template <typename T>
-  void add(const T* const* values, int rows, int count, int dim) {
+  void add(const KeyTile<T>& tile, int64_t offset, int first, int rows, int dim, Stream& ahead) {
+    constexpr int kSome = 16;  // keys between two looks ahead
     by_fours(rows, [&](int r, auto n) {
-      add_values<n.value>(scores + r * kKeys, values, count, dim, out + r * dim);
+      for (int j = 0; j < tile.count; j += kSome) {
+        int count = std::min(kSome, tile.count - j);
+        if (r == 0) ahead.fetch(count * dim * sizeof(T));
+        add_values<n.value>(scores + r * kNarrowKeys + j, tile.values + j, offset, count, dim,
+                            out.data() + (first + r) * dim);
+      }
     });
   }
 };

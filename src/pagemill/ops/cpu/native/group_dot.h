@@ -18,6 +18,16 @@ inline int32_t four_inputs(const int8_t* x) {
   return four;
 }
 
+// The code of input i of a block's channel c.
+inline int code_at(const uint8_t* codes, int bits, int c, int i) {
+  const int quad = i / 4, at = c * 4 + i % 4;
+  if (bits == 8) return int8_t(codes[quad * 64 + at]);
+  const uint8_t both = codes[quad / 2 * 64 + at];
+  return quad % 2 ? both >> 4 : both & 15;
+}
+
+inline VecF to_floats(int32_t x) { return __builtin_convertvector(VecI{} + x, VecF); }
+
 // Keeps the compiler from summing in another order, for which it would spill every product.
 template <typename Vec>
 inline void keep(Vec& v) {
@@ -26,45 +36,75 @@ inline void keep(Vec& v) {
 #endif
 }
 
+// In dot_group the sums are given as starts(): what the products as multiplied lack or exceed.
+
 #if defined(__AVX512VNNI__)
 
 constexpr int kRowBlock = 8;
 
-template <int kBits>
-inline __m512i quad_weights(const uint8_t* codes, int quad) {
-  if constexpr (kBits == 4) {
-    __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes) + quad);
-    __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(w), _mm256_srli_epi16(w, 4), 1);
-    return _mm512_and_si512(both, _mm512_set1_epi8(15));
-  } else {
-    __m512i w = _mm512_loadu_si512(reinterpret_cast<const __m512i*>(codes) + quad);
-    return _mm512_xor_si512(w, _mm512_set1_epi8(-128));  // plus 128: see kShift
+// Codes without offsets stand for code - 8: multiplied as 16 * code, they are shifted by 128.
+template <int kBits, bool kOffsets>
+constexpr float kUnit = kBits == 4 && !kOffsets ? 16.0f : 1.0f;
+
+template <int kBits, bool kOffsets>
+inline VecI starts(int32_t shifted_sum) {
+  return kBits == 4 && kOffsets ? VecI{} : VecI{} + shifted_sum;
+}
+
+template <int kRows>
+inline void add_quad(__m512i w, const int8_t* x, int64_t stride, VecI (&sums)[kRows][kVectors]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r++) {
+    __m512i four = _mm512_set1_epi32(four_inputs(x + r * stride));
+    sums[r][0] = VecI(_mm512_dpbusd_epi32(__m512i(sums[r][0]), w, four));
   }
 }
 
-// The instruction multiplies unsigned by signed bytes; 128 times the group's sum goes off later.
-template <int kBits>
-constexpr float kShift = kBits == 8 ? -128.0f : 0.0f;
-
-template <int kRows, int kBits>
+template <int kRows, int kBits, bool kOffsets>
 inline void dot_group(const uint8_t* codes, const int8_t* x, int64_t stride,
                       VecI (&sums)[kRows][kVectors]) {
-  __m512i acc[kRows];
-  for (int r = 0; r < kRows; r++) acc[r] = _mm512_setzero_si512();
-  for (int q = 0; q < kQuads; q++) {
-    __m512i w = quad_weights<kBits>(codes, q);
-    for (int r = 0; r < kRows; r++)
-      acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(four_inputs(x + r * stride + 4 * q)));
+  const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(-16);
+  const __m512i top = _mm512_set1_epi8(-128);
+#pragma GCC unroll 4
+  for (int q = 0; q < kQuads; q += 2, x += 8) {
+    if constexpr (kBits == 8) {
+      const auto* at = reinterpret_cast<const __m512i*>(codes) + q;
+      add_quad<kRows>(_mm512_xor_si512(_mm512_loadu_si512(at), top), x, stride, sums);
+      add_quad<kRows>(_mm512_xor_si512(_mm512_loadu_si512(at + 1), top), x + 4, stride, sums);
+    } else {
+      __m512i w = _mm512_loadu_si512(reinterpret_cast<const __m512i*>(codes) + q / 2);
+      __m512i first = kOffsets ? w : _mm512_slli_epi16(w, 4);
+      __m512i second = kOffsets ? _mm512_srli_epi16(w, 4) : w;
+      add_quad<kRows>(_mm512_and_si512(first, kOffsets ? low : high), x, stride, sums);
+      add_quad<kRows>(_mm512_and_si512(second, kOffsets ? low : high), x + 4, stride, sums);
+    }
   }
-  for (int r = 0; r < kRows; r++) sums[r][0] = VecI(acc[r]);
 }
 
 #elif defined(__AVX2__)
 
 constexpr int kRowBlock = 4;
 
-template <int kBits>
-constexpr float kShift = 0.0f;
+template <int kBits, bool kOffsets>
+constexpr float kUnit = 1.0f;
+
+template <int kBits, bool kOffsets>
+inline VecI starts(int32_t shifted_sum) {
+  return kBits == 4 && !kOffsets ? VecI{} + shifted_sum / 16 : VecI{};
+}
+
+// One quad of inputs times channels 0 to 7 and 8 to 15, in int16.
+template <int kRows>
+inline void add_pairs(__m256i first, __m256i second, const int8_t* x, int64_t stride,
+                      __m256i (&acc)[kRows][2]) {
+  for (int r = 0; r < kRows; r++) {
+    __m256i four = _mm256_set1_epi32(four_inputs(x + r * stride));
+    acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(first, four));
+    acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(second, four));
+    keep(acc[r][0]);
+    keep(acc[r][1]);
+  }
+}
 
 template <int kRows>
 inline void dot_four_bits(const uint8_t* codes, const int8_t* x, int64_t stride,
@@ -72,22 +112,21 @@ inline void dot_four_bits(const uint8_t* codes, const int8_t* x, int64_t stride,
   const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   __m256i acc[kRows][2];
   for (int r = 0; r < kRows; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-  for (int q = 0; q < kQuads; q++) {
-    __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes) + q);
-    keep(w);
-    __m256i first = _mm256_and_si256(w, low);
-    __m256i second = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
-    for (int r = 0; r < kRows; r++) {
-      __m256i four = _mm256_set1_epi32(four_inputs(x + r * stride + 4 * q));
-      acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(first, four));
-      acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(second, four));
-      keep(acc[r][0]);
-      keep(acc[r][1]);
+#pragma GCC unroll 4
+  for (int q = 0; q < kQuads; q += 2) {
+    __m256i w[2];
+    for (int v = 0; v < 2; v++) {
+      w[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes) + q + v);
+      keep(w[v]);
     }
+    add_pairs<kRows>(_mm256_and_si256(w[0], low), _mm256_and_si256(w[1], low), x + 4 * q, stride,
+                     acc);
+    add_pairs<kRows>(_mm256_and_si256(_mm256_srli_epi16(w[0], 4), low),
+                     _mm256_and_si256(_mm256_srli_epi16(w[1], 4), low), x + 4 * q + 4, stride,
+                     acc);
   }
   for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < 2; v++) sums[r][v] = VecI(_mm256_madd_epi16(acc[r][v], ones));
+    for (int v = 0; v < 2; v++) sums[r][v] += VecI(_mm256_madd_epi16(acc[r][v], ones));
 }
 
 // |w| times x with the sign of w: unsigned times signed, at most 2 * 128 * 127 a pair.
@@ -115,10 +154,10 @@ inline void dot_eight_bits(const uint8_t* codes, const int8_t* x, int64_t stride
     }
   }
   for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < 2; v++) sums[r][v] = VecI(acc[r][v]);
+    for (int v = 0; v < 2; v++) sums[r][v] += VecI(acc[r][v]);
 }
 
-template <int kRows, int kBits>
+template <int kRows, int kBits, bool kOffsets>
 inline void dot_group(const uint8_t* codes, const int8_t* x, int64_t stride,
                       VecI (&sums)[kRows][kVectors]) {
   if constexpr (kBits == 4)
@@ -131,27 +170,22 @@ inline void dot_group(const uint8_t* codes, const int8_t* x, int64_t stride,
 
 constexpr int kRowBlock = 2;
 
-template <int kBits>
-constexpr float kShift = 0.0f;
+template <int kBits, bool kOffsets>
+constexpr float kUnit = 1.0f;
 
-// The weight of input 4 q + i of channel c.
-template <int kBits>
-inline int weight_at(const uint8_t* codes, int q, int c, int i) {
-  if constexpr (kBits == 8) return int8_t(codes[q * 64 + c * 4 + i]);
-  uint8_t both = codes[q * 32 + c % 8 * 4 + i];
-  return c < 8 ? both & 15 : both >> 4;
+template <int kBits, bool kOffsets>
+inline VecI starts(int32_t shifted_sum) {
+  return kBits == 4 && !kOffsets ? VecI{} + shifted_sum / 16 : VecI{};
 }
 
-template <int kRows, int kBits>
+template <int kRows, int kBits, bool kOffsets>
 inline void dot_group(const uint8_t* codes, const int8_t* x, int64_t stride,
                       VecI (&sums)[kRows][kVectors]) {
   for (int r = 0; r < kRows; r++)
     for (int c = 0; c < kChannels; c++) {
       int32_t total = 0;
-      for (int q = 0; q < kQuads; q++)
-        for (int i = 0; i < 4; i++)
-          total += weight_at<kBits>(codes, q, c, i) * x[r * stride + 4 * q + i];
-      sums[r][c / kLanes][c % kLanes] = total;
+      for (int i = 0; i < kGroup; i++) total += code_at(codes, kBits, c, i) * x[r * stride + i];
+      sums[r][c / kLanes][c % kLanes] += total;
     }
 }
 

@@ -3,8 +3,8 @@
 // Packed as tiles of 16 output channels; a tile holds a block for each group:
 //   scales    16 float16
 //   offsets   16 float16, where the matrix has them
-//   codes     8 quads of inputs x 16 channels x 4 inputs; in 4 bits channels 0 to 7 are the low
-//             halves of the bytes and channels 8 to 15 the high ones
+//   codes     8 quads of inputs x 16 channels x 4 inputs; in 4 bits the low halves of 64 bytes are
+//             one quad and the high halves the next
 // A weight is scale * code + offset; codes of 4 bits without offsets stand for code - 8.
 #pragma once
 
@@ -19,31 +19,48 @@ namespace pagemill::PAGEMILL_ISA {
 
 constexpr float kMiddle = -8.0f;
 
+// Weights come from memory, once a step, and a block's products fill the processor's window, so
+// that of itself it would look no more than two blocks ahead.
+constexpr int64_t kAhead = 12 * 1024;
+
+inline void prefetch_ahead(const uint8_t* block, int bytes) {
+  constexpr int kLine = 64;
+  for (int i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kAhead + i, 0, 2);
+}
+
 // kRows rows from `row` on times one tile -> out[kRows][kChannels].
 template <int kRows, int kBits, bool kOffsets>
 void tile_product(const uint8_t* block, const Activations& x, int64_t row, float* out) {
   constexpr int kScaleBytes = kChannels * 2;
-  constexpr float kImplied = kBits == 4 && !kOffsets ? kMiddle : kShift<kBits>;
+  constexpr float kPerUnit = 1.0f / kUnit<kBits, kOffsets>, kPerShift = 1.0f / kShift;
   VecF acc[kRows][kVectors];
   for (int r = 0; r < kRows; r++)
     for (int v = 0; v < kVectors; v++) acc[r][v] = VecF{};
   const int8_t* values = x.values + row * x.stride();
+  const float* x_scale = x.scale + row * x.groups;
+  const int32_t* x_sum = x.sum + row * x.groups;
   for (int64_t g = 0; g < x.groups; g++) {
+    prefetch_ahead(block, kScaleBytes * (kOffsets ? 2 : 1) + kChannels * kGroup * kBits / 8);
     const Float16* scales = reinterpret_cast<const Float16*>(block);
     block += kScaleBytes;
     const Float16* offsets = reinterpret_cast<const Float16*>(block);
     if (kOffsets) block += kScaleBytes;
     VecI sums[kRows][kVectors];
-    dot_group<kRows, kBits>(block, values + g * kGroup, x.stride(), sums);
+    for (int r = 0; r < kRows; r++)
+      for (int v = 0; v < kVectors; v++)
+        sums[r][v] = starts<kBits, kOffsets>(x_sum[r * x.groups + g]);
+    dot_group<kRows, kBits, kOffsets>(block, values + g * kGroup, x.stride(), sums);
     block += kChannels * kGroup * kBits / 8;
     for (int v = 0; v < kVectors; v++) {
-      VecF scale = load(scales + v * kLanes);
-      VecF offset = kOffsets ? load(offsets + v * kLanes) : VecF{};
-      if (kImplied != 0.0f) offset += scale * kImplied;
+      VecF scale = load(scales + v * kLanes) * kPerUnit;
+      VecF offset = kOffsets ? load(offsets + v * kLanes) * kPerShift : VecF{};
       for (int r = 0; r < kRows; r++) {
-        int64_t at = (row + r) * x.groups + g;
-        acc[r][v] += __builtin_convertvector(sums[r][v], VecF) * (scale * x.scale[at]);
-        if (kOffsets || kImplied != 0.0f) acc[r][v] += offset * x.sum[at];
+        const int64_t at = r * x.groups + g;
+        VecF dot = __builtin_convertvector(sums[r][v], VecF);
+        if (kOffsets)
+          acc[r][v] += (dot * scale + offset * to_floats(x_sum[at])) * x_scale[at];
+        else
+          acc[r][v] += dot * (scale * x_scale[at]);
       }
     }
   }
@@ -70,36 +87,44 @@ inline void multiply_tile(const Matrix& m, int64_t t, int rows, const Activation
               : tile_rows<8, false>(rows, tile, x, row, out);
 }
 
-// Rows whose activations stay in the second-level cache while all tiles pass over them.
-inline int64_t rows_at_once(int64_t rows, int64_t groups) {
+template <typename X>
+constexpr int kRows = kRowBlock;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The rows in equal parts whose activations stay in the second-level cache while all tiles pass
+// over them: threads share out parts and tiles, and a small last part would leave one without work.
+template <typename X>
+int64_t rows_at_once(int64_t rows, const X& x) {
   constexpr int64_t kBytes = 128 * 1024;
-  int64_t fitting = std::max<int64_t>(kRowBlock, kBytes / (groups * kGroup));
-  return std::min(rows, (fitting + kRowBlock - 1) / kRowBlock * kRowBlock);
+  int64_t fitting = std::max<int64_t>(kRows<X>, kBytes / x.row_bytes());
+  return ceil_div(rows, ceil_div(rows, fitting));
 }
 
 // Calls work(unit, first row, rows) for all blocks of rows and units; by all threads of a region.
-template <typename Work>
-void for_units(int64_t units, int64_t rows, int64_t groups, Work work) {
-  const int64_t part = rows_at_once(rows, groups), parts = (rows + part - 1) / part;
+template <typename X, typename Work>
+void for_units(int64_t units, int64_t rows, const X& x, Work work) {
+  const int64_t part = rows_at_once(rows, x), parts = ceil_div(rows, part);
 #pragma omp for schedule(guided)
   for (int64_t i = 0; i < parts * units; i++) {
     int64_t first = i / units * part, end = std::min(rows, first + part);
-    for (int64_t r = first; r < end; r += kRowBlock)
-      work(i % units, r, int(std::min<int64_t>(kRowBlock, end - r)));
+    // Blocks of about the same size: few rows leave an instruction's latency uncovered.
+    int64_t step = ceil_div(end - first, ceil_div(end - first, kRows<X>));
+    for (int64_t r = first; r < end; r += step)
+      work(i % units, r, int(std::min<int64_t>(step, end - r)));
   }
 }
 
 // store(row, channel, count, values) gets what each tile yields, with the bias.
-template <typename Store>
-void multiply(const Matrix& m, const Activations& x, int64_t rows, Store store) {
-  const int64_t tiles = (m.outs + kChannels - 1) / kChannels;
-  for_units(tiles, rows, x.groups, [&](int64_t t, int64_t row, int count) {
-    float sums[kRowBlock * kChannels];
+template <typename X, typename Store>
+void multiply(const Matrix& m, const X& x, int64_t rows, Store store) {
+  for_units(m.tiles(), rows, x, [&](int64_t t, int64_t row, int count) {
+    float sums[kRows<X> * X::kTile];
     multiply_tile(m, t, count, x, row, sums);
-    int64_t channel = t * kChannels;
-    int channels = int(std::min<int64_t>(kChannels, m.outs - channel));
+    int64_t channel = t * X::kTile;
+    int channels = int(std::min<int64_t>(X::kTile, m.outs - channel));
     for (int r = 0; r < count; r++) {
-      float* values = sums + r * kChannels;
+      float* values = sums + r * X::kTile;
       if (m.bias)
         for (int c = 0; c < channels; c++) values[c] += m.bias[channel + c];
       store(row + r, channel, channels, values);
@@ -107,16 +132,15 @@ void multiply(const Matrix& m, const Activations& x, int64_t rows, Store store) 
   });
 }
 
-template <typename T>
-void group_linear(const GroupLinearArgs& a) {
-  Activations x = activations(*a.workspace, Workspace::kActivations, a.rows, a.matrix.in);
+// T: type of inputs and outputs, X: how the inputs are rounded.
+template <typename T, typename X>
+void linear(const GroupLinearArgs& a) {
+  X x = X::make(*a.workspace, Workspace::kActivations, a.rows, a.matrix.in);
 #pragma omp parallel
   {
 #pragma omp for
-    for (int64_t r = 0; r < a.rows; r++) {
-      const T* row = static_cast<const T*>(a.x) + r * a.matrix.in;
-      quantize_row(x, r, a.matrix.in, [row](int64_t i) { return to_float(row[i]); });
-    }
+    for (int64_t r = 0; r < a.rows; r++)
+      round_row(x, r, a.matrix.in, static_cast<const T*>(a.x) + r * a.matrix.in);
     T* out = static_cast<T*>(a.out);
     multiply(a.matrix, x, a.rows, [&](int64_t r, int64_t channel, int count, const float* values) {
       for (int c = 0; c < count; c++) from_float(values[c], out + r * a.matrix.outs + channel + c);

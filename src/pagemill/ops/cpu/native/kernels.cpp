@@ -4,7 +4,9 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "group_linear.h"
+#include "half_linear.h"
 #include "layer.h"
+#include "look_up.h"
 
 #define PAGEMILL_TEXT_OF(x) #x
 #define PAGEMILL_TEXT(x) PAGEMILL_TEXT_OF(x)
@@ -37,7 +39,8 @@ const Kernels& kernels() {
                       rope_cache<BFloat16, BFloat16>>,
       dispatch_cached<AttentionArgs, attention<float, float>, attention<float, Float16>,
                       attention<BFloat16, BFloat16>>,
-      dispatch<GroupLinearArgs, group_linear<float>, group_linear<BFloat16>>,
+      dispatch<GroupLinearArgs, packed_linear<float>, packed_linear<BFloat16>>,
+      look_up,
       layer,
   };
   return table;

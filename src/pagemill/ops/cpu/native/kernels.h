@@ -9,6 +9,8 @@ namespace pagemill {
 
 constexpr int kGroup = 32;     // inputs that share a scale
 constexpr int kChannels = 16;  // output channels in a packed tile
+constexpr int kHalfChannels = 32;  // the same of bfloat16 weights
+constexpr int kHalfBits = 16;
 
 enum class Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum class Gate : int { kSilu = 0, kGeluTanh = 1 };
@@ -78,7 +80,7 @@ struct AttentionArgs {
   CacheArgs cache;
 };
 
-// Weights of 4 or 8 bits, see group_linear.h for their layout.
+// Weights of 4 or 8 bits, see group_linear.h for their layout, or bfloat16, see half_linear.h.
 struct Matrix {
   const uint8_t* packed;
   const float* bias; // [outs] or null
@@ -86,8 +88,12 @@ struct Matrix {
   int bits;
   bool offsets;
 
+  bool half() const { return bits == kHalfBits; }
+  int64_t channels() const { return half() ? kHalfChannels : kChannels; }
+  int64_t tiles() const { return (outs + channels() - 1) / channels(); }
   int64_t groups() const { return (in + kGroup - 1) / kGroup; }
-  int64_t block_bytes() const { return kChannels * (offsets ? 4 : 2) + kChannels * kGroup * bits / 8; }
+  int64_t scale_bytes() const { return half() ? 0 : kChannels * (offsets ? 4 : 2); }
+  int64_t block_bytes() const { return scale_bytes() + channels() * kGroup * bits / 8; }
   int64_t tile_bytes() const { return groups() * block_bytes(); }
 };
 
@@ -97,6 +103,13 @@ struct GroupLinearArgs {
   int64_t rows;
   Matrix matrix;
   Workspace* workspace;
+};
+
+struct LookUpArgs {
+  const int64_t* ids; // [rows]
+  float* out;         // [rows, in]
+  int64_t rows;
+  Matrix matrix;
 };
 
 // A pre-norm decoder layer; the norms behind attention and MLP are Gemma's, null elsewhere.
@@ -126,6 +139,7 @@ struct Kernels {
   void (*rope_cache)(Type, const RopeCacheArgs&);
   void (*attention)(Type, const AttentionArgs&);
   void (*group_linear)(Type, const GroupLinearArgs&);
+  void (*look_up)(const LookUpArgs&);
   void (*layer)(const LayerArgs&, const LayerRun&);
 };
 

@@ -1,41 +1,42 @@
 // A whole decoder layer in one call: the threads meet between its parts, nothing else does.
+//
+// X is the kind of activations that the layer's matrices are multiplied with, see activations.h.
 #pragma once
 
 #include "activations.h"
 #include "attention.h"
 #include "elementwise.h"
-#include "group_linear.h"
+#include "half_linear.h"
 #include "kernels.h"
 
 namespace pagemill::PAGEMILL_ISA {
 
-constexpr int kGatedTiles = kGroup / kChannels;  // tiles of gate, and of up, in one unit
-
-// gate_up's two halves times x, activated, multiplied and quantised: units of 32 outputs.
-inline void gated_product(const Matrix& m, const Activations& x, int64_t rows, Gate kind,
-                          const Activations& out) {
-  const int64_t half = m.outs / 2 / kChannels;  // tiles of each half
-  for_units(half / kGatedTiles, rows, x.groups, [&](int64_t unit, int64_t row, int count) {
-    float sums[2][kGatedTiles][kRowBlock * kChannels];
+// gate_up's two halves times x, activated, multiplied and rounded: units of 32 outputs.
+template <typename X>
+void gated_product(const Matrix& m, const X& x, int64_t rows, Gate kind, const X& out) {
+  constexpr int kTile = X::kTile, kTiles = kGroup / kTile;  // tiles of gate, and of up, in one unit
+  const int64_t half = m.outs / 2 / kTile;                  // tiles of each half
+  for_units(half / kTiles, rows, x, [&](int64_t unit, int64_t row, int count) {
+    float sums[2][kTiles][kRows<X> * kTile];
     for (int part = 0; part < 2; part++)
-      for (int t = 0; t < kGatedTiles; t++)
-        multiply_tile(m, part * half + unit * kGatedTiles + t, count, x, row, sums[part][t]);
+      for (int t = 0; t < kTiles; t++)
+        multiply_tile(m, part * half + unit * kTiles + t, count, x, row, sums[part][t]);
     for (int r = 0; r < count; r++) {
       float values[kGroup];
       for (int i = 0; i < kGroup; i += kLanes) {
-        int64_t at = r * kChannels + i % kChannels;
-        VecF a = load(sums[0][i / kChannels] + at), b = load(sums[1][i / kChannels] + at);
+        int64_t at = r * kTile + i % kTile;
+        VecF a = load(sums[0][i / kTile] + at), b = load(sums[1][i / kTile] + at);
         store(values + i, gate(a, kind) * b);
       }
-      int64_t at = (row + r) * out.groups + unit;
-      quantize_group(values, out.values + at * kGroup, out.scale + at, out.sum + at);
+      out.put(row + r, unit, values);
     }
   });
 }
 
 // residual += the product, or its norm where `after` is not null.
-inline void add_product(const Matrix& m, const Activations& x, const LayerArgs& a,
-                        const LayerRun& run, const float* after, float* projected) {
+template <typename X>
+void add_product(const Matrix& m, const X& x, const LayerArgs& a, const LayerRun& run,
+                 const float* after, float* projected) {
   const int64_t rows = run.step.tokens, size = m.outs;
   float* target = after ? projected : run.residual;
   multiply(m, x, rows, [&](int64_t row, int64_t channel, int count, const float* values) {
@@ -51,52 +52,57 @@ inline void add_product(const Matrix& m, const Activations& x, const LayerArgs& 
   }
 }
 
-template <typename C>
-void attend_heads(const LayerArgs& a, const LayerRun& run, const std::vector<Item>& items,
-                  const float* q, float* heads, const Activations& out) {
+template <typename X, typename C>
+void attend_heads(const LayerArgs& a, const LayerRun& run, WorkList& work,
+                  const float* q, float* heads, const X& out) {
   if (a.shape.head_dim % kGroup == 0) {
-    QuantizedOutput output{out, a.shape.head_dim};
-    attend<float, C>(a.shape, run.step, run.cache, items, q, output);
+    RoundedOutput<X> output{out, a.shape.head_dim};
+    attend<float, C>(a.shape, run.step, run.cache, work, q, output);
     return;
   }
   PlainOutput<float> output{heads, a.shape.heads, a.shape.head_dim};
-  attend<float, C>(a.shape, run.step, run.cache, items, q, output);
+  attend<float, C>(a.shape, run.step, run.cache, work, q, output);
   const int64_t size = a.o.in;
 #pragma omp for
   for (int64_t r = 0; r < run.step.tokens; r++)
-    quantize_row(out, r, size, [&](int64_t i) { return heads[r * size + i]; });
+    round_row(out, r, size, heads + r * size);
 }
 
-template <typename C>
+template <typename X, typename C>
 void run_layer(const LayerArgs& a, const LayerRun& run) {
   using W = Workspace;
   const int64_t tokens = run.step.tokens, hidden = a.qkv.in;
-  Activations normed = activations(*run.workspace, W::kHidden, tokens, hidden);
-  Activations attended = activations(*run.workspace, W::kHeads, tokens, a.o.in);
-  Activations gated = activations(*run.workspace, W::kGated, tokens, a.down.in);
+  X normed = X::make(*run.workspace, W::kHidden, tokens, hidden);
+  X attended = X::make(*run.workspace, W::kHeads, tokens, a.o.in);
+  X gated = X::make(*run.workspace, W::kGated, tokens, a.down.in);
   float* qkv = run.workspace->get<float>(W::kProjected, tokens * std::max(a.qkv.outs, hidden));
   float* q = run.workspace->get<float>(W::kQueries, tokens * a.o.in);
   float* heads = run.workspace->get<float>(W::kFloats, tokens * a.o.in);
-  const std::vector<Item> items = work_items(a.shape, run.step);
+  WorkList work(a.shape, run.step);
   const RopeCacheArgs rope{qkv, q, a.shape, run.step, run.cache, a.rope};
 #pragma omp parallel
   {
-    norm_quantize(run.residual, a.input_norm, a.eps, tokens, hidden, normed);
+    norm_round(run.residual, a.input_norm, a.eps, tokens, hidden, normed);
     multiply(a.qkv, normed, tokens, [&](int64_t row, int64_t channel, int count, const float* v) {
       std::copy_n(v, count, qkv + row * a.qkv.outs + channel);
     });
 #pragma omp for
     for (int64_t t = 0; t < tokens; t++) rope_cache_token<float, C>(rope, t);
-    attend_heads<C>(a, run, items, q, heads, attended);
+    attend_heads<X, C>(a, run, work, q, heads, attended);
     add_product(a.o, attended, a, run, a.after_attention, qkv);
-    norm_quantize(run.residual, a.mlp_norm, a.eps, tokens, hidden, normed);
+    norm_round(run.residual, a.mlp_norm, a.eps, tokens, hidden, normed);
     gated_product(a.gate_up, normed, tokens, a.gate, gated);
     add_product(a.down, gated, a, run, a.after_mlp, qkv);
   }
 }
 
+template <typename X>
+void run_layer(const LayerArgs& a, const LayerRun& run) {
+  run.cache.type == Type::kFloat16 ? run_layer<X, Float16>(a, run) : run_layer<X, float>(a, run);
+}
+
 inline void layer(const LayerArgs& a, const LayerRun& run) {
-  run.cache.type == Type::kFloat16 ? run_layer<Float16>(a, run) : run_layer<float>(a, run);
+  a.qkv.half() ? run_layer<Halves>(a, run) : run_layer<Activations>(a, run);
 }
 
 }  // namespace pagemill::PAGEMILL_ISA

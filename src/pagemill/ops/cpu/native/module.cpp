@@ -3,6 +3,12 @@
 // keep the tensors alive whose addresses these objects hold.
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
 #include "kernels.h"
 #include "pack.h"
 
@@ -19,21 +25,38 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
+namespace avx512bf16 {
+const Kernels& kernels();
+}
 }  // namespace pagemill
 
 namespace {
 
-const Kernels& select() {
+// What this processor can run, the best first.
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return avx512::kernels();
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&avx512bf16::kernels());
+    tables.push_back(&avx512::kernels());
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
-    return avx2::kernels();
+    tables.push_back(&avx2::kernels());
 #endif
-  return baseline::kernels();
+  tables.push_back(&baseline::kernels());
+  return tables;
+}
+
+// The best, or what the environment names: a means to test and time the others.
+const Kernels& select() {
+  const char* asked = std::getenv("PAGEMILL_CPU_ISA");
+  for (const Kernels* table : supported())
+    if (!asked || std::string(asked) == table->name) return *table;
+  throw std::invalid_argument("PAGEMILL_CPU_ISA names no instruction set of this processor: " +
+                              std::string(asked));
 }
 
 const Kernels& chosen() {
@@ -77,6 +100,18 @@ void pack_matrix(const Matrix& matrix, uintptr_t codes, uintptr_t scales, uintpt
        at<uint8_t>(out));
 }
 
+void pack_half_rows(const Matrix& matrix, uintptr_t weights, int64_t first, int64_t rows,
+                    uintptr_t out) {
+  pack_half(at<uint16_t>(weights), first, rows, matrix, at<uint8_t>(out));
+}
+
+void look_up(const Matrix& matrix, uintptr_t ids, int64_t rows, uintptr_t out) {
+  auto inside = [&](int64_t id) { return 0 <= id && id < matrix.outs; };
+  if (!std::all_of(at<int64_t>(ids), at<int64_t>(ids) + rows, inside))
+    throw std::out_of_range("a row beyond the matrix");
+  chosen().look_up({at<int64_t>(ids), at<float>(out), rows, matrix});
+}
+
 void run_layer(const LayerArgs& layer, uintptr_t residual, const StepArgs& step,
                const CacheArgs& cache, Workspace& workspace) {
   chosen().layer(layer, {at<float>(residual), step, cache, &workspace});
@@ -91,7 +126,7 @@ void bind_values(nb::module_& m) {
              new (self) Matrix{at<uint8_t>(packed), at<float>(bias), in, outs, bits, offsets};
            })
       .def("packed_bytes",
-           [](const Matrix& m) { return (m.outs + kChannels - 1) / kChannels * m.tile_bytes(); });
+           [](const Matrix& m) { return m.tiles() * m.tile_bytes(); });
   nb::class_<AttentionShape>(m, "AttentionShape")
       .def("__init__", [](AttentionShape* self, int64_t heads, int64_t kv_heads, int64_t head_dim,
                           float scale, float soft_cap, int64_t window) {
@@ -143,11 +178,18 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // the engine keeps all that loading made to its end: gc.freeze
   bind_values(m);
   m.def("isa", [] { return chosen().name; });
+  m.def("supported_isas", [] {
+    nb::list names;
+    for (const Kernels* table : supported()) names.append(table->name);
+    return names;
+  });
   m.def("rms_norm", &rms_norm, guard());
   m.def("gate_mul", &gate_mul, guard());
   m.def("rope_cache", &rope_cache, guard());
   m.def("attention", &attention, guard());
   m.def("group_linear", &group_linear, guard());
   m.def("pack", &pack_matrix, guard());
+  m.def("pack_half", &pack_half_rows, guard());
+  m.def("look_up", &look_up, guard());
   m.def("run_layer", &run_layer, guard());
 }

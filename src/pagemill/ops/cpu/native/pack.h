@@ -14,4 +14,8 @@ struct PackArgs {
 // Fills the ceil(outs / kChannels) tiles of a matrix.
 void pack(const PackArgs& args, const Matrix& matrix, uint8_t* out);
 
+// Writes bfloat16 rows [rows, in] into the (zeroed) tiles of a matrix, from its row `first` on.
+void pack_half(const uint16_t* weights, int64_t first, int64_t rows, const Matrix& matrix,
+               uint8_t* out);
+
 }  // namespace pagemill

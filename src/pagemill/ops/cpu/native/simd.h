@@ -53,9 +53,13 @@ inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
 
 // Rounds to nearest, ties to even. NaN payloads are not preserved.
 inline void store(BFloat16* p, VecF v) {
+#if defined(__AVX512BF16__)
+  __m256bh half = _mm512_cvtneps_pbh(__m512(v));
+#else
   VecU bits = reinterpret_cast<VecU>(v);
   bits += 0x7fffu + ((bits >> 16) & 1u);
   VecH half = __builtin_convertvector(bits >> 16, VecH);
+#endif
   std::memcpy(p, &half, sizeof half);
 }
 
@@ -134,19 +138,55 @@ inline void store_half(Float16* p, VecF v) {
 }
 #endif
 
-// Adds the upper half to the lower one until one lane is left.
-inline float sum(VecF v) {
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    VecI other;
-    for (int i = 0; i < kLanes; i++) other[i] = (i + half) % kLanes;
-    v += __builtin_shuffle(v, other);
-  }
-  return v[0];
+inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
+inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
+inline VecF abs(VecF v) { return max(v, -v); }
+
+using Vec4 = float __attribute__((vector_size(16)));
+using Vec4I = int32_t __attribute__((vector_size(16)));
+
+// Folds four lanes into one. Shuffles need constants: GCC makes a table in memory of other masks.
+template <typename Fold>
+inline float fold_four(Vec4 v, Fold fold) {
+  v = fold(v, __builtin_shuffle(v, Vec4I{2, 3, 0, 1}));
+  return fold(v, __builtin_shuffle(v, Vec4I{1, 0, 3, 2}))[0];
 }
+
+#if defined(__AVX512F__)
+inline float sum(VecF v) { return _mm512_reduce_add_ps(__m512(v)); }
+inline float max(VecF v) { return _mm512_reduce_max_ps(__m512(v)); }
+#else
+template <typename Fold>
+inline float fold_lanes(VecF v, Fold fold) {
+#if defined(__AVX2__)
+  Vec4 low = Vec4(_mm256_castps256_ps128(__m256(v)));
+  return fold_four(fold(low, Vec4(_mm256_extractf128_ps(__m256(v), 1))), fold);
+#else
+  return fold_four(v, fold);
+#endif
+}
+
+inline float sum(VecF v) {
+  return fold_lanes(v, [](Vec4 a, Vec4 b) { return a + b; });
+}
+
+inline float max(VecF v) {
+  return fold_lanes(v, [](Vec4 a, Vec4 b) { return a > b ? a : b; });
+}
+#endif
 
 // The sums of four vectors -> out[4].
 inline void sum_four(const VecF* v, float* out) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  // Within each quarter of the lanes: pairs of lanes, then of pairs; then the quarters.
+  __m512 a = __m512(v[0]), b = __m512(v[1]), c = __m512(v[2]), d = __m512(v[3]);
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  __m512 fours = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
+  __m128 low = _mm256_castps256_ps128(halves), high = _mm256_extractf128_ps(halves, 1);
+  _mm_storeu_ps(out, _mm_add_ps(low, high));
+#elif defined(__AVX2__)
   __m256 pairs = _mm256_hadd_ps(__m256(v[0]), __m256(v[1]));
   __m256 fours = _mm256_hadd_ps(pairs, _mm256_hadd_ps(__m256(v[2]), __m256(v[3])));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
@@ -154,16 +194,6 @@ inline void sum_four(const VecF* v, float* out) {
   for (int j = 0; j < 4; j++) out[j] = sum(v[j]);
 #endif
 }
-
-inline float max(VecF v) {
-  float top = v[0];
-  for (int i = 1; i < kLanes; i++) top = v[i] > top ? v[i] : top;
-  return top;
-}
-
-inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
-inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
-inline VecF abs(VecF v) { return max(v, -v); }
 
 // Beyond the type's range: the largest number.
 inline void store(Float16* p, VecF v) {
@@ -174,9 +204,9 @@ inline void store(Float16* p, VecF v) {
 // 1980), then a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0 or tiny.
 inline VecF exp(VecF x) {
   x = max(min(x, broadcast(88.0f)), broadcast(-87.0f));
-  VecF scaled = x * 1.44269504088896f;
-  VecI n = __builtin_convertvector(scaled + (scaled < 0 ? broadcast(-0.5f) : broadcast(0.5f)), VecI);
-  VecF whole = __builtin_convertvector(n, VecF);
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits, which the shift below keeps.
+  VecF shifted = x * 1.44269504088896f + 12582912.0f;
+  VecF whole = shifted - 12582912.0f;
   VecF r = x - whole * 0.693359375f;
   r = r + whole * 2.12194440e-4f;
   VecF p = broadcast(1.0f / 720);
@@ -186,7 +216,7 @@ inline VecF exp(VecF x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (n << 23));
+  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (reinterpret_cast<VecI>(shifted) << 23));
 }
 
 // tanh by the exponential; exact enough where |x| is not tiny, and odd by construction.
