@@ -38,7 +38,7 @@ from pagemill.bench.records import Call
 from pagemill.bench.serve import first_model, wait_ready
 from pagemill.bench.summary import summarise
 
-START_TIMEOUT = 120.0
+START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
 
 
@@ -116,7 +116,7 @@ def serving(command: str, log: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    target = Target("127.0.0.1", port, "/v1/completions")
+    target = Target("127.0.0.1", port, "/v1/completions", ("Connection: close",))
     try:
         wait_ready(target, START_TIMEOUT)
         yield Server(target, process, time.perf_counter() - began)

@@ -46,7 +46,7 @@ class Form:
 
     name: str
     dtype: torch.dtype
-    weights: str  # "plain" | "fp8" | "fp8-block"
+    weights: str  # "plain" | "fp8" | "fp8-all" | "fp8-block"
     cache: torch.dtype
 
 
@@ -55,6 +55,7 @@ def forms(dtype: torch.dtype) -> list[Form]:
     return [
         Form("plain", dtype, "plain", dtype),
         Form("fp8 weights", dtype, "fp8", dtype),
+        Form("fp8 weights, all layers", dtype, "fp8-all", dtype),
         Form("fp8 weights, grouped", dtype, "fp8-block", dtype),
         Form("fp8 cache", dtype, "plain", fp8),
         Form("fp8 weights and cache", dtype, "fp8", fp8),
@@ -97,7 +98,8 @@ class Scorer:
         if weights == "plain":
             return Unquantized(self._ops)
         assert isinstance(self._ops, Fp8Ops)
-        return Fp8(self._ops, self._ops, grouped=weights == "fp8-block")
+        grouped, every_layer = weights == "fp8-block", weights == "fp8-all"
+        return Fp8(self._ops, self._ops, grouped=grouped, every_layer=every_layer)
 
     def _batch(self, start: int, end: int, num_blocks: int) -> ForwardBatch:
         where = self._device.torch_device

@@ -67,6 +67,10 @@ class OverloadedError(PageMillError):
         self.retry_after = retry_after
 
 
+class RequestAborted(PageMillError):
+    """Somebody has ended the request before it had its result."""
+
+
 class EngineDeadError(PageMillError):
     """The engine has stopped; no request can be answered any more."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from pagemill.errors import (
     InvalidParams,
     OverloadedError,
     PageMillError,
+    RequestAborted,
     WrongModel,
 )
 from pagemill.frontend.chat_messages import normalise_messages
@@ -200,7 +202,7 @@ class FakeClient:
         assert request_id not in self.open_ids
         self.open_ids.add(request_id)
         try:
-            await asyncio.sleep(self.first_delay)
+            await self._wait_unless_aborted(request_id)
         except asyncio.CancelledError:
             self.cancelled.append(request_id)
             raise
@@ -216,6 +218,14 @@ class FakeClient:
             rows = [counts] * len(prompt.token_ids) if own.by_token else counts
             outputs.append(PooledOutput(np.array(rows, np.float32), 1, 0.0))
         return outputs
+
+    async def _wait_unless_aborted(self, request_id: str) -> None:
+        end = time.monotonic() + self.first_delay
+        await asyncio.sleep(0)
+        while time.monotonic() < end:
+            await asyncio.sleep(0.001)
+            if request_id in self.aborted:
+                raise RequestAborted("the request was aborted")
 
     async def control(self, method: str, *args: Any) -> Any:
         if method not in ("reset_prefix_cache", "prepare_sleep", "sleep", "wake_up"):

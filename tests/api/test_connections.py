@@ -5,34 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import FileResponse, Response
 from starlette.types import Message
 
 from api.fakes import FakeClient, http_client, make_context, metric, sse_events
-from api.live import serve, wait_until
+from api.live import send_and_leave, serve, serve_app, wait_until
 from pagemill.api.app import build_app
 from pagemill.api.connection import run_while_connected
 from pagemill.api.context import Clock, ServerContext
 from pagemill.api.errors import ClientDisconnected
 from pagemill.api.sse import EventStream
+from pagemill.cli.http import StreamingProtocol
+from pagemill.cli.listen import bind
 
 FOREVER = 60.0
-
-
-def send_and_leave(url: str, path: str, body: dict[str, Any], client: FakeClient) -> None:
-    host, port = url.removeprefix("http://").split(":")
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
-    )
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode() + content)
-        assert wait_until(lambda: bool(client.open_ids), 5.0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -45,7 +38,7 @@ def send_and_leave(url: str, path: str, body: dict[str, Any], client: FakeClient
     ],
 )
 @pytest.mark.parametrize("before_first_token", [True, False])
-def test_leaving_cancels_within_a_second(
+def test_leaving_cancels_at_once(
     path: str, body: dict[str, Any], stream: bool, before_first_token: bool
 ) -> None:
     client = FakeClient(delay=0.05, first_delay=FOREVER if before_first_token else 0.0)
@@ -158,7 +151,8 @@ def stream_of(
     return EventStream(events, clock=Clock(), keep_alive=keep_alive, write_timeout=write_timeout)
 
 
-async def collect(stream: EventStream) -> bytes:
+async def collect(stream: EventStream, wrote: Callable[[bytes], None] = lambda data: None) -> bytes:
+    """What a stream writes; `wrote` is told each piece."""
     written = []
 
     async def receive() -> Message:
@@ -167,17 +161,30 @@ async def collect(stream: EventStream) -> bytes:
 
     async def send(message: Message) -> None:
         written.append(message.get("body", b""))
+        wrote(written[-1])
 
     await stream({"type": "http"}, receive, send)
     return b"".join(written)
 
 
 def test_silence_is_filled_with_comments() -> None:
-    async def events() -> AsyncGenerator[bytes, None]:
-        await asyncio.sleep(0.15)
-        yield b"data: 1\n\n"
+    async def run() -> bytes:
+        comments: list[bytes] = []
+        two = asyncio.Event()
 
-    body = asyncio.run(collect(stream_of(events(), keep_alive=0.04)))
+        async def events() -> AsyncGenerator[bytes, None]:
+            await two.wait()
+            yield b"data: 1\n\n"
+
+        def wrote(data: bytes) -> None:
+            comments.append(data)
+            if comments.count(b": keep-alive\n\n") == 2:
+                two.set()
+
+        async with asyncio.timeout(20):
+            return await collect(stream_of(events(), keep_alive=0.01), wrote)
+
+    body = asyncio.run(run())
     assert body.startswith(b": keep-alive\n\n: keep-alive\n\n")
     assert body.endswith(b"data: 1\n\ndata: [DONE]\n\n")
 
@@ -193,12 +200,19 @@ def test_comments_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_busy_stream_has_no_comments() -> None:
+    """By the clock it is never silent for long, but for much longer in all; ticks come anyway."""
+    now = 0.0
+
     async def events() -> AsyncGenerator[bytes, None]:
+        nonlocal now
         for _ in range(20):
             await asyncio.sleep(0.01)
+            now += 0.03
             yield b"data: 1\n\n"
 
-    assert b"keep-alive" not in asyncio.run(collect(stream_of(events(), keep_alive=0.08)))
+    clock = Clock(monotonic=lambda: now)
+    stream = EventStream(events(), clock=clock, keep_alive=0.05, write_timeout=60.0)
+    assert b"keep-alive" not in asyncio.run(collect(stream))
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -225,7 +239,7 @@ def test_client_that_reads_nothing_is_dropped(silent: bool) -> None:
                 await asyncio.sleep(FOREVER)
 
         stream = stream_of(events(), keep_alive=0.02, write_timeout=0.05)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             await stream({"type": "http"}, receive, send)
 
     asyncio.run(run())
@@ -306,3 +320,27 @@ def test_slow_reader_does_not_grow_the_servers_memory() -> None:
             assert wait_until(lambda: stands_still(context), 20.0)
             assert metric(context, "vllm:generation_tokens_total") < 64 * 16 * 400
         assert wait_until(lambda: not client.open_ids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such bound")
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_that_nobody_reads_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A whole answer, which the server has written long ago, and a file that is being sent."""
+    monkeypatch.setattr("pagemill.cli.listen.UNREAD_SECONDS", 0.5)
+    content = bytes(16 * 2**20)
+    path = tmp_path / "large"
+    path.write_bytes(content)
+    app = Response(content) if whole else FileResponse(path)
+    [listener] = bind("127.0.0.1", 0)
+    with serve_app(app, listener, StreamingProtocol) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(listener.getsockname())
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        state = server.server_state
+        assert wait_until(lambda: not (state.connections or state.tasks), 20.0)
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(65536):
+                pass

@@ -16,6 +16,8 @@ from api.fakes import MODEL, FakeClient, FakeRenderer, make_context, metric, sse
 from api.live import serve, wait_until
 from pagemill.api.context import ApiSettings, Clock, Limits, ServerContext
 from pagemill.api.direct import DirectPath
+from pagemill.api.responses import ChatDelta
+from pagemill.api.tools.base import ParsedDelta
 from pagemill.cli.http import StreamingProtocol
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
@@ -282,11 +284,37 @@ def test_a_path_writes_only_between_begin_and_end() -> None:
     assert writer.data == b"a"
 
 
-def test_an_update_that_cannot_be_encoded_takes_the_usual_way() -> None:
+def test_nothing_is_parsed_twice_when_an_update_cannot_be_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parser has moved on by then: the stream ends with the error, as it does elsewhere."""
+    client = PacedClient(reply="<think>why</think>abcdefghij", delay=0.002)
+    seen: list[str] = []
+
+    def failing(parsed: ParsedDelta) -> ChatDelta:
+        seen.append(parsed.content)
+        if parsed.content == "e":
+            raise ValueError("secret detail")
+        return ChatDelta(content=parsed.content)
+
+    monkeypatch.setattr("pagemill.api.chat._delta", failing)
+    settings = ApiSettings(reasoning_parser="think")
+    context = make_context(client, settings, renderer=FakeRenderer("<think></think>"))
+    with serve(context, http=StreamingProtocol) as url:
+        *_, error, done = sse_events(ask(url, "/v1/chat/completions", CHAT))
+    assert client.num_tapped > 3
+    assert "".join(seen) == "abcde"
+    assert ("Internal server error" in error, "secret" in error, done) == (True, False, "[DONE]")
+
+
+def test_a_path_that_failed_stays_closed_and_keeps_the_error() -> None:
     def encode(update: ChoiceUpdate) -> bytes:
         raise ValueError("no")
 
     path, writer = DirectPath(lambda: encode), Writer()
     path.open(writer)
+    path.check()
     assert not path.write(ChoiceUpdate(0, "a"))
-    assert writer.data == b""
+    assert (writer.data, path.is_open) == (b"", False)
+    with pytest.raises(ValueError, match="no"):
+        path.check()

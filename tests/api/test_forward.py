@@ -126,7 +126,7 @@ def test_streams_come_piece_by_piece_and_end_with_their_client() -> None:
                 async for line in response.aiter_lines():
                     assert line == "data: 1"
                     break
-            await asyncio.wait_for(owner.left.wait(), 2)
+            await asyncio.wait_for(owner.left.wait(), 20)
 
     asyncio.run(scenario())
 

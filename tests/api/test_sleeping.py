@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, NoReturn
 
 import httpx
 import pytest
 
-from api.fakes import REPLY, FakeClient, http_client, make_context, pooling_client, sse_events
+from api.fakes import (
+    REPLY,
+    FakeClient,
+    http_client,
+    make_context,
+    metric,
+    pooling_client,
+    sse_events,
+)
+from api.live import serve, wait_until
 from pagemill.api.context import ApiSettings, ServerContext
 from pagemill.config.pooling import PoolingConfig
 from pagemill.engine.messages import EngineStatus
-from pagemill.errors import PageMillError
+from pagemill.errors import RequestAborted
 
 ADMIN = {"authorization": "Bearer root"}
+FOREVER = 60.0
 COMPLETION = {"prompt": "x"}
 
 
@@ -69,18 +80,67 @@ def test_sleep_waits_for_requests_that_run() -> None:
     asyncio.run(run())
 
 
+def test_waking_calls_off_a_sleep_that_waits_for_requests() -> None:
+    async def run() -> None:
+        client = FakeClient(first_delay=FOREVER)
+        async with admin_client(client) as http:
+            running = asyncio.create_task(http.post("/v1/completions", json=COMPLETION))
+            while not client.open_ids:
+                await asyncio.sleep(0.001)
+            falling = asyncio.create_task(http.post("/sleep?timeout=3600"))
+            while not client.stats.sleep_level:
+                await asyncio.sleep(0.001)
+            awake = await http.post("/wake_up")
+            assert awake.json() == {"is_sleeping": False, "level": 0}
+            called_off = await falling
+            assert called_off.status_code == 409
+            assert "woken" in called_off.json()["error"]["message"]
+            assert (await http.get("/ready")).status_code == 200
+            assert client.open_ids and not running.done()
+            running.cancel()
+
+    asyncio.run(run())
+
+
+def test_leaving_calls_off_a_sleep_that_waits_for_requests() -> None:
+    client = FakeClient(first_delay=FOREVER)
+    context = context_of(client)
+    with serve(context) as url, httpx.Client(base_url=url, headers=ADMIN) as http:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            content = b'{"prompt": "x"}'
+            connection.sendall(request_of("/v1/completions", content))
+            assert wait_until(lambda: bool(client.open_ids), 5.0)
+            with socket.create_connection((host, int(port))) as leaving:
+                leaving.sendall(request_of("/sleep?timeout=3600", b""))
+                assert wait_until(lambda: client.stats.sleep_level == 1, 5.0)
+            assert wait_until(lambda: client.stats.sleep_level == 0, 5.0)
+            assert http.get("/ready").status_code == 200
+            assert client.open_ids
+            assert not context.sleep_lock.locked()
+        assert ("sleep", (1,)) not in client.controls
+
+
+def request_of(path: str, content: bytes) -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer root\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
 @pytest.mark.parametrize("how", ["mode=abort", "timeout=0.01"])
 def test_what_runs_too_long_is_told_to_come_back(how: str) -> None:
     async def run() -> None:
-        client = FakeClient(delay=0.05)
-        async with admin_client(client) as http:
+        client = FakeClient(delay=0.2)
+        context = context_of(client)
+        async with http_client(context, headers=ADMIN) as http:
             whole = asyncio.create_task(http.post("/v1/completions", json=COMPLETION))
             stream = asyncio.create_task(
                 http.post("/v1/completions", json={**COMPLETION, "stream": True})
             )
-            while len(client.open_ids) < 2 or not client.calls:
+            while metric(context, "vllm:generation_tokens_total") < 4:  # two of each
                 await asyncio.sleep(0.001)
-            await asyncio.sleep(0.08)  # the stream has begun
             assert (await http.post(f"/sleep?{how}")).status_code == 200
             answer = await whole
             assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
@@ -96,7 +156,7 @@ def test_vectors_that_take_too_long_are_told_so_too(monkeypatch: pytest.MonkeyPa
 
         async def pool(*args: Any, **options: Any) -> NoReturn:
             client.stats.sleep_level = 1
-            raise PageMillError("the request was aborted")
+            raise RequestAborted("the request was aborted")
 
         monkeypatch.setattr(client, "pool", pool)
         async with admin_client(client) as http:

@@ -22,7 +22,7 @@ from api.fakes import (
     overloaded,
     pooling_client,
 )
-from api.live import serve, wait_until
+from api.live import send_and_leave, serve, wait_until
 from pagemill.api.context import ApiSettings, Limits
 from pagemill.config.pooling import PoolingConfig
 from pagemill.errors import PageMillError
@@ -30,6 +30,7 @@ from pagemill.errors import PageMillError
 EMBEDDER = PoolingConfig(task="embed", method="mean", width=4)
 MATRYOSHKA = PoolingConfig(task="embed", method="mean", width=4, dimensions=(2, 4))
 CROSS_ENCODER = PoolingConfig(task="classify", method="cls", width=1, labels=("LABEL_0",))
+FOREVER = 60.0
 CLASSIFIER = PoolingConfig(task="classify", method="cls", width=3, labels=("ant", "bee", "cat"))
 
 
@@ -304,10 +305,42 @@ def test_an_engine_that_gives_up_keeps_its_reasons() -> None:
 
 def test_a_client_that_leaves_cancels_its_request() -> None:
     client = pooling_client(EMBEDDER, first_delay=30.0)
-    with serve(make_context(client)) as url:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/embeddings", json={"input": "a"}, timeout=0.5)
+    context = make_context(client)
+    with serve(context) as url:
+        send_and_leave(url, "/v1/embeddings", {"input": "a"}, client)
         assert wait_until(lambda: len(client.cancelled) == 1)
+    answered = {"method": "POST", "handler": "/v1/embeddings", "status": "499"}
+    assert context.metrics.registry.get_sample_value("http_requests_total", answered) == 1
+
+
+@pytest.mark.parametrize(
+    ("pooling", "path", "body"),
+    [
+        (EMBEDDER, "/v1/embeddings", {"input": ["a", "b"]}),
+        (EMBEDDER, "/pooling", {"input": ["a", "b"]}),
+        (CLASSIFIER, "/classify", {"input": ["a", "b"]}),
+        (CROSS_ENCODER, "/v1/score", {"text_1": "a", "text_2": ["b", "c"]}),
+        (CROSS_ENCODER, "/v1/rerank", {"query": "a", "documents": ["b", "c"]}),
+    ],
+)
+def test_an_aborted_request_is_no_fault_of_the_server(
+    pooling: PoolingConfig, path: str, body: dict[str, Any]
+) -> None:
+    async def run() -> None:
+        client = pooling_client(pooling, first_delay=FOREVER)
+        context = make_context(client, ApiSettings(admin_keys=("root",)))
+        async with http_client(context, headers={"authorization": "Bearer root"}) as http:
+            running = asyncio.create_task(http.post(path, json={**body, "request_id": "mine"}))
+            while not client.open_ids:
+                await asyncio.sleep(0.001)
+            aborted = await http.post("/abort", json={"request_ids": ["mine"]})
+            assert aborted.json() == {"aborted": 1}
+            answer = await running
+        assert (answer.status_code, answer.json()["error"]["code"]) == (499, 499)
+        assert metric(context, "vllm:request_success_total", finished_reason="abort") == 2
+        assert metric(context, "vllm:request_success_total", finished_reason="error") == 0
+
+    asyncio.run(run())
 
 
 def test_metrics_and_the_probe() -> None:

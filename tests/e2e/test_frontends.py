@@ -243,7 +243,7 @@ def test_a_killed_engine_ends_streams_of_all_frontends_with_an_error(many: Runni
     engine.kill()
     begin = time.monotonic()
     endings = [response.read()[-300:] for response, _ in streams]
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
     assert all(b'"error"' in end and end.endswith(b"[DONE]\n\n") for end in endings)
     assert many.process.wait(10) == 1
     _, alive = psutil.wait_procs(children, 5)

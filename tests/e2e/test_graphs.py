@@ -1,14 +1,18 @@
-"""Decode steps as CUDA graphs through the whole engine: the tokens of a run without them."""
+"""Steps as CUDA graphs through the whole engine: the tokens of a run without them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pagemill import LLM, SamplingParams
+from pagemill.device.base import Graph
+from pagemill.runner import packed_graphs
+from pagemill.runner.packed_graphs import PackedGraphs
 
 pytestmark = pytest.mark.gpu
 
@@ -69,6 +73,54 @@ def generate(folder: Path, eager: bool, kinds: tuple[int, ...]) -> list[list[int
 def test_same_tokens_as_without_graphs(tmp_path: Path, kinds: tuple[int, ...]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert generate(tmp_path, False, kinds) == generate(tmp_path, True, kinds)
+
+
+def generate_in_turn(
+    folder: Path, eager: bool, kinds: tuple[int, ...], max_tokens: int
+) -> list[list[int]]:
+    """More requests than rows, so that prompts, or chunks of them, join rows that generate."""
+    llm = LLM(
+        str(folder),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=8,
+        max_num_batched_tokens=max_tokens,
+        enable_prefix_caching=False,
+        kv_cache_bytes=64 << 20,
+        enforce_eager=eager,
+        device="cuda",
+    )
+    prompts = [[7 + i, *range(20, 21 + 37 * i % 200)] for i in range(60)]
+    params = [
+        SamplingParams(max_tokens=5 + 7 * i % 30, ignore_eos=True, **PARAMS[kinds[i % len(kinds)]])
+        for i in range(len(prompts))
+    ]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    llm.shutdown()
+    return [list(o.outputs[0].token_ids) for o in outputs]
+
+
+@pytest.mark.parametrize("max_tokens", [64, 512])
+@pytest.mark.parametrize("kinds", [(0,), (0, 1), tuple(range(len(PARAMS)))], ids=str)
+def test_same_tokens_with_prompts_in_graphs(
+    tmp_path: Path, kinds: tuple[int, ...], max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    find, found = PackedGraphs.find, []
+
+    def counted(self: PackedGraphs, *step: Any) -> Graph | None:
+        found.append(find(self, *step))
+        return found[-1]
+
+    monkeypatch.setattr(PackedGraphs, "find", counted)
+    monkeypatch.setattr(packed_graphs, "_EAGER_STEPS", 2)
+    ours = generate_in_turn(tmp_path, False, kinds, max_tokens)
+    assert sum(graph is not None for graph in found) > len(found) // 2 > 5
+    num_steps = len(found)
+    assert ours == generate_in_turn(tmp_path, True, kinds, max_tokens)
+    assert len(found) == num_steps
 
 
 @pytest.mark.parametrize("level", [1, 2])

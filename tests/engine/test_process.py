@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -28,7 +27,8 @@ from unit.frontend.vocabularies import byte_level
 
 TOKENIZER = byte_level()
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
-LONG = 4000  # tokens; eight seconds of the fake engine
+LONG = 4000  # tokens; eight seconds of the fake engine, which waits and never computes
+SOON = 5.0  # seconds, so that what ends sooner than `LONG` has been ended
 
 
 def make_config(behaviour: str = "", max_queued: int = 64) -> EngineConfig:
@@ -86,13 +86,11 @@ async def collect(updates: AsyncGenerator[ChoiceUpdate, None]) -> list[ChoiceUpd
     return [update async for update in updates]
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> float:
-    """Wait for the condition; returns how long it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < seconds, "it took too long"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - begin
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for the condition, which must come true `SOON`."""
+    async with asyncio.timeout(SOON):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 def test_text_streams_back() -> None:
@@ -124,7 +122,7 @@ def test_a_stop_string_ends_the_engine_request() -> None:
             updates = await collect(stream(client, "one two ", stop=["two"], max_tokens=LONG))
             assert "".join(u.text for u in updates) == "one "
             assert (updates[-1].finish_reason, updates[-1].stop_reason) == ("stop", "two")
-            await until(lambda: client.stats.num_running == 0, 3)
+            await until(lambda: client.stats.num_running == 0)
 
     run(scenario)
 
@@ -134,8 +132,8 @@ def test_closing_the_generator_aborts() -> None:
         async with running() as client:
             async with aclosing(stream(client, n=2, max_tokens=LONG)) as updates:
                 await anext(updates)
-                await until(lambda: client.stats.num_running == 2, 3)
-            await until(lambda: client.stats.num_running == 0, 3)
+                await until(lambda: client.stats.num_running == 2)
+            await until(lambda: client.stats.num_running == 0)
 
     run(scenario)
 
@@ -210,7 +208,7 @@ def test_waiting_tokens_are_given_back_however_a_request_ends() -> None:
                     await anext(stream(client, request_id="t"))
                 second.cancel()
                 await asyncio.gather(second, return_exceptions=True)
-            await until(lambda: limit._num_tokens == 0, 1)
+            await until(lambda: limit._num_tokens == 0)
             assert len(await collect(stream(client, max_tokens=2))) > 0
             assert limit._num_tokens == 0
 
@@ -288,7 +286,7 @@ def test_a_dying_engine_fails_open_requests(behaviour: str, cause: str) -> None:
     run(scenario)
 
 
-def test_a_killed_engine_is_noticed_within_a_second() -> None:
+def test_a_killed_engine_is_noticed() -> None:
     async def scenario() -> None:
         process = start_process()
         client = make_client(process)
@@ -298,9 +296,7 @@ def test_a_killed_engine_is_noticed_within_a_second() -> None:
         await anext(updates)
         call = asyncio.create_task(client.control("echo"))
         os.kill(process.pid, signal.SIGKILL)
-        begin = time.monotonic()
-        rest = await collect(updates)
-        assert time.monotonic() - begin < 1
+        rest = await asyncio.wait_for(collect(updates), SOON)
         assert "killed (signal 9)" in (rest[-1].error or "")
         assert client.status.state == "failed"
         await asyncio.gather(call, return_exceptions=True)
@@ -314,7 +310,7 @@ def test_a_stuck_loop_is_reported() -> None:
         async with running("hang") as client:
             updates = stream(client, max_tokens=LONG)
             await anext(updates)
-            await until(lambda: client.status.state == "failed", 5)
+            await until(lambda: client.status.state == "failed")
             assert "stuck" in client.status.detail
             await updates.aclose()
 
@@ -327,7 +323,7 @@ def test_loading_is_reported_and_waited_for() -> None:
         await client.start()
         with pytest.raises(EngineDeadError, match="still loading"):
             await anext(stream(client))
-        await until(lambda: client.status.phase == "reading weights", 5)
+        await until(lambda: client.status.phase == "reading weights")
         assert (await client.wait_ready()).max_num_seqs == 2
         assert client.status.state == "ready"
         await client.close()
@@ -342,7 +338,7 @@ def test_a_model_that_does_not_load_ends_in_one_line(capfd: pytest.CaptureFixtur
         await client.start()
         with pytest.raises(EngineDeadError, match=r"^folder/x: no such model folder$"):
             await client.wait_ready()
-        await until(lambda: process.exit_cause() is not None, 3)
+        await until(lambda: process.exit_cause() is not None)
         assert process.exit_cause() == "the engine process exited with code 1"
         await client.close()
 

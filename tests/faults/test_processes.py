@@ -21,7 +21,7 @@ import pytest
 from e2e.serving import RunningServer, free_port, serve
 
 NUM_STREAMS = 4
-TELL_SECONDS = 2.0
+TELL_SECONDS = 10.0
 
 
 def own_processes() -> set[int]:

@@ -3,6 +3,9 @@
     python tests/fuzz/openapi.py --seconds 300 --seed 7       the application with a fake engine
     python tests/fuzz/openapi.py --url http://127.0.0.1:8000  a running server
 
+A running server needs a small --max-model-len (256, say): many a case names no max_tokens, and then
+a model fills its context. `--seconds` is looked at between cases only; one may take up to a minute.
+
 Each case is what schemathesis makes of the document, valid or not, as it is or as some of its
 fields in an otherwise good request, so that the parts behind the first check are reached, too.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -181,6 +182,34 @@ def test_padded_rows_give_zeros(device: str) -> None:
     batch.seq_lens[1] = 0
     out = TritonAttention().run(spec, q, batch)
     assert not out[1].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("lengths", [[(70, 70), (1, 40), (33, 100), (1, 1)], [(1, 9)], [(2, 2)]])
+@pytest.mark.parametrize("num_rows", [4, 32])
+def test_padding_of_a_captured_step_is_passed_over(
+    device: str, lengths: list[tuple[int, int]], num_rows: int
+) -> None:
+    """Bounds larger than the step, tokens of no row, and rows without tokens at the end."""
+    spec, num_tokens = spec_of(4, 2, 64), 192
+    q, batch = make_batch(spec, lengths, device)
+    expected = reference(spec, q, batch)
+    padding, table = num_rows - len(lengths), batch.block_table
+    nowhere = table.new_full((padding, table.shape[1]), -9)
+    padded = replace(
+        batch,
+        query_start=torch.cat([batch.query_start, batch.query_start[-1:].expand(padding)]),
+        seq_lens=torch.cat([batch.seq_lens, batch.seq_lens.new_zeros(padding)]),
+        block_table=torch.cat([table, nowhere]),
+        num_seqs=num_rows,
+        num_tokens=num_tokens,
+        max_query_len=num_tokens,
+        max_seq_len=4096,
+    )
+    backend = TritonAttention()
+    padded.plan = backend.plan(padded)
+    q = torch.cat([q, q.new_full((num_tokens - len(q), *q.shape[1:]), torch.nan)])
+    assert_near(backend.run(spec, q, padded)[: batch.num_tokens], expected, 1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -21,7 +21,6 @@ class Admission:
 
     def __init__(self, board: Board | None = None) -> None:
         self._board = board or LoneBoard()
-        self.draining = False
         self._open_by_key: Counter[str] = Counter()
         self._engine_ids: dict[str, list[str]] = {}
         self._idle = asyncio.Event()
@@ -55,9 +54,14 @@ class Admission:
             if not self._open_by_key:
                 self._idle.set()
 
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused because the server is to end."""
+        return self._board.is_draining()
+
     def start_drain(self) -> None:
-        """Refuse new requests from now on; those that run go on."""
-        self.draining = True
+        """Refuse new requests from now on, in all processes; those that run go on."""
+        self._board.start_drain()
 
     async def wait_idle(self) -> None:
         """Return when no generating request is open, in any process."""

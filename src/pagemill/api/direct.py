@@ -7,15 +7,12 @@ written from where they arrive. Whatever cannot be written at once takes the usu
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from starlette.types import Scope
 
 from pagemill.frontend.outputs import ChoiceUpdate
-
-logger = logging.getLogger(__name__)
 
 EXTENSION = "pagemill.direct_write"  # in ASGI's scope["extensions"], where the server has it
 
@@ -52,11 +49,12 @@ class DirectPath:
     `wrote` is set by every write, for whoever wants to know whether the stream was silent.
     """
 
-    __slots__ = ("_encode", "_make_encode", "_writer", "wrote")
+    __slots__ = ("_encode", "_error", "_make_encode", "_writer", "wrote")
 
     def __init__(self, make_encode: Callable[[], Encode]) -> None:
         self._make_encode = make_encode
         self._encode: Encode | None = None
+        self._error: Exception | None = None
         self._writer: BodyWriter | None = None
         self.wrote = False
 
@@ -84,9 +82,15 @@ class DirectPath:
             return False
         try:
             writer.write(encode(update))
-        except Exception:
-            # The usual way meets the same error, and tells the client.
-            logger.exception("an update could not be written directly")
+        except Exception as error:  # noqa: BLE001 - `check` raises it again
+            # The reader of the update finds it by `check`: to encode again might tell it twice.
+            self._error = error
+            self.close()
             return False
         self.wrote = True
         return True
+
+    def check(self) -> None:
+        """Raises what an update met that could not be written, for the usual way to tell."""
+        if self._error is not None:
+            raise self._error

@@ -26,6 +26,7 @@ from pagemill.errors import (
     InvalidParams,
     OverloadedError,
     PageMillError,
+    RequestAborted,
     RequestError,
 )
 
@@ -136,6 +137,9 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody(error.message, error.kind, error.param, error.status)
         case OverloadedError():
             return ErrorBody(error.message, "ServiceUnavailableError", None, 503)
+        case RequestAborted():
+            message = "The request was aborted"
+            return ErrorBody(message, "RequestAbortedError", None, CLIENT_CLOSED_REQUEST)
         case EngineDeadError():
             return ErrorBody("The engine has stopped", "InternalServerError", None, 500)
         case GenerationError():

@@ -94,6 +94,8 @@ class Generation:
             )
             async with aclosing(stream):
                 async for update in stream:
+                    if self.direct is not None:
+                        self.direct.check()
                     observation.update(update)
                     self._raise_if_failed(update)
                     self.scope.cached_tokens += max(0, update.num_cached_tokens - cached)

@@ -39,10 +39,12 @@ _ERRORS = {
     403: "The key may not do this",
     404: "There is no such model",
     408: "The body did not arrive in time",
+    409: "The model was woken before it slept",
     413: "The body is too large",
     415: "The body is not JSON",
     429: "The key has too many requests open, or uses too much a minute",
     431: "The headers are too large",
+    499: "The request was aborted",
     500: "The server failed",
     503: "Loading, overloaded or shutting down",
 }

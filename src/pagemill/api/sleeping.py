@@ -8,10 +8,12 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pagemill.api.connection import run_while_connected
 from pagemill.api.context import ServerContext
+from pagemill.api.errors import ClientDisconnected
 from pagemill.api.responses import SleepResponse
 from pagemill.api.streaming import json_response
-from pagemill.errors import InvalidParams
+from pagemill.errors import InvalidParams, RequestError
 
 DRAIN_SECONDS = 30.0
 MAX_DRAIN_SECONDS = 3600.0
@@ -21,11 +23,19 @@ _LEVELS = {"1": 1, "2": 2}
 _TIMEOUTS = {"wait": DRAIN_SECONDS, "abort": 0.0}
 
 
+class SleepInterrupted(RequestError):
+    """The model was woken while it waited for requests to end."""
+
+    status = 409
+    kind = "ConflictError"
+
+
 async def sleep(context: ServerContext, request: Request) -> Response:
     """Refuse requests, let those that run end, and free the device's memory.
 
     `level` 1 keeps the weights in the host's memory, 2 drops them. What runs after `timeout`
-    seconds is aborted, with `mode=abort` at once.
+    seconds is aborted, with `mode=abort` at once. Until then a client that leaves, or `wake_up`,
+    calls it off.
     """
     query = _query(request, ("level", "mode", "timeout"))
     level = _LEVELS.get(query.get("level", "1"))
@@ -34,11 +44,13 @@ async def sleep(context: ServerContext, request: Request) -> Response:
     timeout = _timeout(query)
     context.require_loaded()
     async with context.sleep_lock:
-        deadline = context.clock.monotonic() + timeout
-        while await context.client.control("prepare_sleep", level):
-            if context.clock.monotonic() >= deadline:
-                break
-            await asyncio.sleep(_POLL_SECONDS)
+        slept = context.client.stats.sleep_level > 0
+        try:
+            await run_while_connected(_let_end(context, level, timeout), request.receive)
+        except (SleepInterrupted, ClientDisconnected):
+            if not slept:
+                await _wake(context)
+            raise
         await context.client.control("sleep", level)
         await _until(lambda: context.client.stats.sleep_level == level)
     return _state(context)
@@ -48,15 +60,34 @@ async def wake_up(context: ServerContext, request: Request) -> Response:
     """Take the memory back, load the weights if they were dropped, and serve again."""
     _query(request, ())
     context.require_loaded()
-    async with context.sleep_lock:
-        await context.client.control("wake_up")
-        await _until(lambda: not context.client.stats.sleep_level)
+    context.num_waking += 1
+    try:
+        async with context.sleep_lock:
+            await _wake(context)
+    finally:
+        context.num_waking -= 1
     return _state(context)
 
 
 async def is_sleeping(context: ServerContext, request: Request) -> Response:
     """Whether the model sleeps, or is going to."""
     return _state(context)
+
+
+async def _wake(context: ServerContext) -> None:
+    await context.client.control("wake_up")
+    await _until(lambda: not context.client.stats.sleep_level)
+
+
+async def _let_end(context: ServerContext, level: int, timeout: float) -> None:
+    """Until nothing runs or the time is over. Raises SleepInterrupted."""
+    deadline = context.clock.monotonic() + timeout
+    while await context.client.control("prepare_sleep", level):
+        if context.num_waking:
+            raise SleepInterrupted("The model was woken before it slept")
+        if context.clock.monotonic() >= deadline:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _state(context: ServerContext) -> Response:

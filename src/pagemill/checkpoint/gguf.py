@@ -102,6 +102,11 @@ class GGUFFile:
         """The tensor as float32, in `tensor.shape`."""
         return tensor.format.dequantize(self.raw(tensor)).reshape(tensor.shape)
 
+    def forget_pages(self) -> None:
+        """Let the system have the memory of what was read; reading it again is still possible."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED)
+
     def _check_split(self) -> None:
         parts = self.metadata.get("split.count", 1)
         if isinstance(parts, int) and parts > 1:

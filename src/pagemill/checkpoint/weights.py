@@ -85,6 +85,7 @@ def _gguf_weights(
                 f"{config.num_heads} heads"
             ) from None
         progress(done, total)
+    file.forget_pages()
 
 
 def _gguf_weight(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from pagemill.config.args import ServeArgs
 
+DAY_SECONDS = 24 * 3600
+
 if TYPE_CHECKING:
     from pagemill.api.batch.storage import BatchStorage
     from pagemill.api.context import ServerContext
@@ -27,7 +29,9 @@ class Batching:
             from pagemill.api.app import BATCH_URLS
             from pagemill.api.batch.storage import BatchLimits, BatchStorage
 
-            limits = BatchLimits(max_line_bytes=args.max_body_bytes)
+            limits = BatchLimits(
+                max_line_bytes=args.max_body_bytes, keep_seconds=args.batch_retention * DAY_SECONDS
+            )
             self.storage = BatchStorage(Path(args.data_dir), BATCH_URLS, limits)
 
     def start(self, context: ServerContext) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 
 from pagemill.errors import ConfigError
 
 BACKLOG = 2048
 MAX_PORT = 65535
+UNREAD_SECONDS = 120.0  # as streams have it; see `Limits.write_timeout`
 
 
 def bind(host: str, port: int, count: int = 1) -> list[socket.socket]:
@@ -29,9 +31,24 @@ def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
         raise ConfigError(f"--port must be from 0 to {MAX_PORT}, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=shared)
+        listener = socket.create_server(
+            address[:2], family=family, backlog=BACKLOG, reuse_port=shared
+        )
     except OSError as error:
         raise ConfigError(_reason(error, host, port)) from None
+    _bound_unread(listener)
+    return listener
+
+
+def _bound_unread(listener: socket.socket) -> None:
+    """Let the kernel end connections whose client takes nothing of what was written.
+
+    Its connections inherit the option (RFC 5482, tcp(7)). Only the kernel sees how far a client
+    has read: an answer may be in its buffers, or below TLS, when the server has long written it.
+    """
+    if sys.platform == "linux":
+        milliseconds = int(UNREAD_SECONDS * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def address(listener: socket.socket, *, tls: bool) -> str:

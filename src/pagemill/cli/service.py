@@ -148,8 +148,6 @@ class Service:
         """Refuse new requests and wait for the open ones, as long as the deadline allows."""
         context.admission.start_drain()
         await self._batching.stop()
-        if self._pool is not None:
-            await self._pool.drain()
         if num_open := context.admission.num_open:
             self._console.line(
                 f"stopping: {num_open} open requests get up to {self._args.drain_timeout:g} s; "

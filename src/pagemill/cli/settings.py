@@ -12,6 +12,7 @@ from pagemill.errors import ConfigError
 
 _LEAST = {
     "max_body_bytes": 1,
+    "batch_retention": 0,
     "max_requests_per_key": 1,
     "rate_limit_requests": 0,
     "rate_limit_tokens": 0,

@@ -91,6 +91,13 @@ class ServeArgs:
     data_dir: str | None = flag(
         None, _SERVER, "folder for files and batches, which are off without", metavar="DIR"
     )
+    batch_retention: int = flag(
+        30,
+        _SERVER,
+        "days for which ended batches and their results are kept; 0: no end",
+        kind=int,
+        metavar="DAYS",
+    )
     drain_timeout: float = flag(
         30.0, _SERVER, "seconds that open requests get at Ctrl-C", kind=float, metavar="SECONDS"
     )

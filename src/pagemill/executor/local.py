@@ -21,6 +21,7 @@ from pagemill.checkpoint.read_ahead import Allocate
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.config.engine import EngineConfig
 from pagemill.config.model import ModelConfig
+from pagemill.config.quantization import checkpoint_scheme
 from pagemill.device.base import Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
@@ -107,7 +108,7 @@ def build_local_executor(config: EngineConfig, report: Report) -> LocalExecutor:
     model_config = replace(checkpoint.model_config(), max_position=config.max_model_len)
     config = _with_kernels(config, device, report)
     attention = _select_attention(config, device)
-    context = _build_context(config, device)
+    context = _build_context(config, model_config, device)
     num_bytes = _check_weights_fit(config, model_config, context, device)
     phases.begin("weights")
     model = _load(config, model_config, context, checkpoint, device, report)
@@ -215,11 +216,12 @@ def _select_attention(config: EngineConfig, device: Device) -> AttentionBackend:
     return make_deterministic(attention) if config.deterministic else attention
 
 
-def _build_context(config: EngineConfig, device: Device) -> BuildContext:
+def _build_context(config: EngineConfig, model: ModelConfig, device: Device) -> BuildContext:
     ops = select_ops(device.type, config.ops)
     if config.deterministic:
         ops = DeterministicOps(ops, device.type)
-    quant = select_quant(config.quantization, device.type, ops)
+    stored_fp8 = bool(checkpoint_scheme(model.quantization))
+    quant = select_quant(config.quantization, device.type, ops, stored_fp8=stored_fp8)
     return BuildContext(device.torch_device, _DTYPES[config.dtype], ops, quant)
 
 
@@ -275,7 +277,9 @@ def _load(
         keep_groups=context.quant.keeps_groups,
         allocate=_staging(device),
     )
-    return load_model(model_config, context, weights, build=build)
+    model = load_model(model_config, context, weights, build=build)
+    device.release_memory()  # what reading and repacking took
+    return model
 
 
 def _staging(device: Device) -> Allocate | None:

@@ -1,4 +1,5 @@
-"""How many requests every frontend process has open, in memory that all of them see.
+"""How many requests every frontend process has open, and whether they are to end, in memory that
+all of them see.
 
 Each process writes its own row only, and reads the others'. A whole number of eight bytes is
 written at once, so no lock is needed. Two processes that check a limit in the same instant may
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 _CELL = 8  # bytes
-_CHOICES, _QUEUED_TOKENS, _FIRST_KEY = 0, 1, 2  # columns
+_CHOICES, _QUEUED_TOKENS, _DRAINING, _FIRST_KEY = 0, 1, 2, 3  # columns
 
 
 class Board(Protocol):
@@ -48,9 +49,20 @@ class Board(Protocol):
         """HTTP requests that the others have open."""
         ...
 
+    def start_drain(self) -> None:
+        """Let all processes refuse new requests from now on."""
+        ...
+
+    def is_draining(self) -> bool:
+        """Whether any of them has said so."""
+        ...
+
 
 class LoneBoard:
     """For a process that has no others."""
+
+    def __init__(self) -> None:
+        self._draining = False
 
     def set_choices(self, count: int) -> None:
         return
@@ -73,9 +85,15 @@ class LoneBoard:
     def requests_elsewhere(self) -> int:
         return 0
 
+    def start_drain(self) -> None:
+        self._draining = True
+
+    def is_draining(self) -> bool:
+        return self._draining
+
 
 class SharedBoard:
-    """A file in memory: a row for each process, with choices, tokens and a column for each key."""
+    """A file in memory: a row for each process, with choices, tokens, the drain, and each key."""
 
     def __init__(self, path: Path, row: int, num_rows: int, key_ids: Sequence[str]) -> None:
         self._columns = {key_id: _FIRST_KEY + i for i, key_id in enumerate(dict.fromkeys(key_ids))}
@@ -111,6 +129,12 @@ class SharedBoard:
 
     def requests_elsewhere(self) -> int:
         return sum(self._elsewhere(column) for column in self._columns.values())
+
+    def start_drain(self) -> None:
+        self._set(_DRAINING, 1)
+
+    def is_draining(self) -> bool:
+        return any(self._cells[_DRAINING :: self._width])
 
     def clear(self, row: int) -> None:
         """Forget what a process had open that is gone."""

@@ -10,7 +10,13 @@ import numpy as np
 
 from pagemill.config.pooling import PoolingConfig
 from pagemill.engine.messages import AddRequest, EngineInfo, RequestDelta
-from pagemill.errors import ContextTooLong, InvalidParams, PageMillError, WrongModel
+from pagemill.errors import (
+    ContextTooLong,
+    InvalidParams,
+    PageMillError,
+    RequestAborted,
+    WrongModel,
+)
 from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput, Prompt, refusal
 from pagemill.params import PoolingParams, SamplingParams
 
@@ -105,7 +111,7 @@ def pooling_request(
 
 
 def check_ended_well(update: ChoiceUpdate) -> None:
-    """Raises PageMillError for a request that was aborted or that the engine gave up.
+    """Raises RequestAborted, or PageMillError for a request that the engine gave up.
 
     RequestError when the engine finds the request at fault.
     """
@@ -114,7 +120,7 @@ def check_ended_well(update: ChoiceUpdate) -> None:
             update.error or "the engine could not finish a request"
         )
     if update.finish_reason == "abort":
-        raise PageMillError(update.error or "the request was aborted")
+        raise RequestAborted(update.error or "the request was aborted")
 
 
 def read_output(update: ChoiceUpdate, params: PoolingParams, num_tokens: int) -> PooledOutput:

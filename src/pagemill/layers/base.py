@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,6 +21,11 @@ class BuildContext:
     dtype: torch.dtype
     ops: Ops
     quant: QuantMethod
+
+    def for_layer(self, index: int, num_layers: int) -> BuildContext:
+        """What layer `index` of a stack is built with."""
+        is_end = index in (0, num_layers - 1)
+        return replace(self, quant=self.quant.ends) if is_end else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from pagemill.errors import RequestAborted
 from pagemill.frontend.outputs import ChoiceUpdate, PooledOutput
 from pagemill.metrics import buckets
 from pagemill.metrics.cheap import CheapCounter, CheapHistogram
@@ -382,6 +383,7 @@ class PoolingObservation:
         traceback: TracebackType | None,
     ) -> None:
         if not self._finished:
-            reason = "error" if isinstance(error, Exception) else "abort"
+            failed = isinstance(error, Exception) and not isinstance(error, RequestAborted)
+            reason = "error" if failed else "abort"
             for _ in self._prompt_lengths:
                 self._metrics.observe_finish(reason)

@@ -42,7 +42,13 @@ class Decoder(nn.Module):
         ropes = build_rope_tables(config, ctx.device)
         self.embed_tokens = Embedding(ctx, config.vocab_size, config.hidden_size, embedding_scale)
         self.layers = nn.ModuleList(
-            build_layer(config, ctx, spec, ropes.for_layer(spec.sliding_window)) for spec in specs
+            build_layer(
+                config,
+                ctx.for_layer(spec.layer_index, len(specs)),
+                spec,
+                ropes.for_layer(spec.sliding_window),
+            )
+            for spec in specs
         )
         self.norm = RMSNorm(ctx, config.hidden_size, config.norm_eps, offset_one=offset_one)
         self._fused = fused_ops(ctx)

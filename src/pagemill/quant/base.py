@@ -15,6 +15,7 @@ class QuantMethod(Protocol):
 
     name: str
     head: QuantMethod  # how the projection to the vocabulary is held
+    ends: QuantMethod  # how the first and the last layer are held
     keeps_groups: bool  # takes weights as GGUF files hold them
 
     def create(

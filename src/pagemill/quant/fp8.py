@@ -21,14 +21,17 @@ class Fp8:
     """Implements `QuantMethod`. Plain weights are rounded as they are loaded, float8 ones kept.
 
     `grouped` is for checkpoints with blocks: a scale for each 128 inputs instead of one a row.
+    `every_layer` rounds the first and the last layer too, whose rounding costs the most.
     """
 
     name = "fp8"
     keeps_groups = False
 
-    def __init__(self, ops: Ops, fp8_ops: Fp8Ops, *, grouped: bool = False) -> None:
-        # Checkpoints leave the head as it is, since its rounding costs the most.
-        self.head: QuantMethod = Unquantized(ops)
+    def __init__(
+        self, ops: Ops, fp8_ops: Fp8Ops, *, grouped: bool = False, every_layer: bool = False
+    ) -> None:
+        self.head: QuantMethod = Unquantized(ops)  # checkpoints leave it as it is, too
+        self.ends: QuantMethod = self if every_layer else self.head
         self._linear = fp8_ops.fp8_linear
         self._grouped = grouped
 

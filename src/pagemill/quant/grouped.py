@@ -33,6 +33,7 @@ class Grouped:
     def __init__(self, bits: int, products: MatrixProducts) -> None:
         self.name = f"int{bits}"
         self.head: QuantMethod = self
+        self.ends: QuantMethod = self
         self._bits = bits
         self._products = products
 

@@ -13,8 +13,11 @@ _GROUPED_BITS = {"int8": 8, "int4": 4}
 _FLOAT8 = {"fp8": False, "fp8-block": True}  # whether there is a scale for each 128 inputs
 
 
-def select_quant(name: str, device_type: str, ops: Ops) -> QuantMethod:
-    """The method called `name` for a device. Raises ConfigError where there is none."""
+def select_quant(name: str, device_type: str, ops: Ops, *, stored_fp8: bool = False) -> QuantMethod:
+    """The method called `name` for a device; `stored_fp8`: the checkpoint is in float8 already.
+
+    Raises ConfigError where there is none.
+    """
     if name == "none":
         return Unquantized(ops)
     if name in _GROUPED_BITS and device_type == "cpu":
@@ -27,6 +30,6 @@ def select_quant(name: str, device_type: str, ops: Ops) -> QuantMethod:
     if name in _FLOAT8 and isinstance(ops, Fp8Ops) and device_type == "cuda":
         from pagemill.quant.fp8 import Fp8
 
-        return Fp8(ops, ops, grouped=_FLOAT8[name])
+        return Fp8(ops, ops, grouped=_FLOAT8[name], every_layer=stored_fp8)
     known = ", ".join(("none", *_GROUPED_BITS)) if device_type == "cpu" else "none, fp8"
     raise ConfigError(f"quantization {name!r} is unknown on {device_type}; there are {known}")

@@ -20,6 +20,7 @@ class Unquantized:
     def __init__(self, ops: Ops) -> None:
         self._linear = ops.linear
         self.head: QuantMethod = self
+        self.ends: QuantMethod = self
 
     def create(
         self,

@@ -58,6 +58,22 @@ def padded_sizes(max_rows: int) -> list[int]:
     return sorted({size for size in sizes if size < max_rows} | {max_rows})
 
 
+def decode_state(slots: SlotState) -> DecodeState:
+    """What captured steps read and write of the slots."""
+    return DecodeState(
+        slots.length,
+        slots.next_input,
+        slots.block_table,
+        slots.sampling.columns[:, Column.TEMPERATURE],
+        slots.sampling.seeds,
+    )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a capture failed for lack of memory; the driver's own has no class in torch."""
+    return "out of memory" in str(error)
+
+
 class DecodeGraphs:
     """Graphs by size and kind of sampling, captured when first asked for."""
 
@@ -69,13 +85,7 @@ class DecodeGraphs:
         self._sizes = padded_sizes(max_rows)
         self._spare = slots.scratch
         self._more_tables = list(slots.block_tables[1:])
-        self._state = DecodeState(
-            slots.length,
-            slots.next_input,
-            slots.block_table,
-            slots.sampling.columns[:, Column.TEMPERATURE],
-            slots.sampling.seeds,
-        )
+        self._state = decode_state(slots)
         most, on_device = self._sizes[-1], slots.length.device
         self._slots = torch.full((most,), self._spare, device=on_device)  # int64
         self._tokens = torch.zeros(most, dtype=torch.int32, device=on_device)

@@ -66,25 +66,38 @@ class BatchLayout:
 
 
 def pack(batch: Batch, layout: BatchLayout) -> dict[str, NDArray[Any]]:
-    """What `build` needs on the device."""
-    fields: dict[str, NDArray[Any]] = {"slots": layout.slots}
+    """What `build` and `advance` need on the device."""
     if layout.uniform:
-        return fields
+        return {"slots": layout.slots}
     num_query = batch.num_query
-    known = np.full(batch.num_tokens, -1, np.int64)
-    known[np.repeat(~batch.resident, num_query)] = batch.prompt_tokens
-    fields["num_query"] = num_query.astype(np.int64)
+    fields = pack_rows(batch, layout)
     fields["query_start"] = layout.query_start
     fields["token_slots"] = np.repeat(layout.slots, num_query)
     fields["token_offset"] = _ragged_arange(num_query)
-    fields["known"] = known
+    fields["known"] = known_tokens(batch).astype(np.int64)
     fields["logit_token"] = layout.logit_token
+    return fields
+
+
+def pack_rows(batch: Batch, layout: BatchLayout) -> dict[str, NDArray[Any]]:
+    """What `advance` needs of a batch that is not uniform."""
+    fields: dict[str, NDArray[Any]] = {
+        "slots": layout.slots,
+        "num_query": batch.num_query.astype(np.int64),
+    }
     if not layout.one_each:
         fields["logit_row"] = layout.logit_row
         fields["logit_offset"] = layout.logit_offset
         fields["samples"] = batch.samples.astype(np.int64)
         fields["num_drafts"] = batch.num_drafts.astype(np.int64)
     return fields
+
+
+def known_tokens(batch: Batch) -> NDArray[np.int32]:
+    """[num_tokens] ids, -1 where the token is on the device."""
+    known = np.full(batch.num_tokens, -1, np.int32)
+    known[np.repeat(~batch.resident, batch.num_query)] = batch.prompt_tokens
+    return known
 
 
 def build(

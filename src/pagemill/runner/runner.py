@@ -10,15 +10,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pagemill.attention.base import AttentionBackend, ForwardBatch, LayerCache
+from pagemill.attention.base import AttentionBackend, LayerCache
 from pagemill.config.engine import EngineConfig
 from pagemill.device.base import CapturesGraphs, Device, Task
 from pagemill.models.base import Model
 from pagemill.ops.decode import DecodeOps
+from pagemill.ops.packed import PackedOps
 from pagemill.ops.sampling import SamplingOps
 from pagemill.runner.advance import advance
-from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling
-from pagemill.runner.inputs import BatchLayout, build, logit_rows, more_tables, pack, plan_layers
+from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling, is_out_of_memory
+from pagemill.runner.inputs import (
+    BatchLayout,
+    build,
+    logit_rows,
+    more_tables,
+    pack,
+    pack_rows,
+    plan_layers,
+)
+from pagemill.runner.packed_graphs import PackedGraphs
 from pagemill.runner.prompt_texts import PromptSpan, PromptTexts
 from pagemill.runner.results import (
     PendingStep,
@@ -52,7 +62,7 @@ class _ForwardStep:
     rows: LogitRows
     logits: Tensor  # [L, vocab]
     spans: list[PromptSpan]
-    hidden: Tensor  # [num_tokens, hidden]
+    hidden: Tensor  # [num_tokens, hidden]; of each row's last token where a graph was replayed
 
 
 @dataclass(slots=True)
@@ -116,11 +126,15 @@ class ModelRunner:
         capacity = 8 * _FIELDS_PER_TOKEN * (config.max_num_batched_tokens + config.max_num_seqs)
         self._staging = StagingRing(device, _STEPS_IN_FLIGHT + 1, capacity)
         self._graphs: DecodeGraphs | None = None
+        self._packed: PackedGraphs | None = None
         if config.cuda_graphs and decode_ops is not None and isinstance(device, CapturesGraphs):
             decode = DecodeModel(
                 model, attention, kv_cache, decode_ops, config.block_size, layer_tables
             )
-            self._graphs = DecodeGraphs(decode, device, self._slots, config.max_num_seqs)
+            rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
+            self._graphs = DecodeGraphs(decode, device, self._slots, rows)
+            if isinstance(decode_ops, PackedOps) and speculator is None:
+                self._packed = PackedGraphs(decode, decode_ops, device, self._slots, rows, tokens)
         self._forward_task: Task[None] | None = None
         self._step: _ForwardStep | _SampledStep | None = None
 
@@ -147,7 +161,8 @@ class ModelRunner:
         for num_rows in rows:  # the largest first: the others fit into its memory
             for sampling in Sampling:
                 self._graphs.capture(num_rows, sampling)
-        return len(rows) * len(Sampling)
+        num_packed = self._packed.capture_first() if self._packed is not None else 0
+        return len(rows) * len(Sampling) + num_packed
 
     @torch.inference_mode()
     def capture_another(self) -> bool:
@@ -158,10 +173,15 @@ class ModelRunner:
         """
         if self._graphs is None or self._speculator is not None:
             return False
+        packed = self._packed
         try:
-            return self._graphs.capture_another()
-        except RuntimeError as error:  # the driver's own lack of memory has no class in torch
-            if "out of memory" not in str(error):
+            if packed is not None and packed.capture_missed():
+                return True
+            if self._graphs.capture_another():
+                return True
+            return packed is not None and packed.capture_another()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             return False
 
@@ -173,6 +193,10 @@ class ModelRunner:
         if self._graphs is not None and layout.uniform and not layout.max_drafts:
             self._step = self._replay(self._graphs, batch, layout)
             return
+        if self._packed is not None and batch.prompt_logprobs is None:
+            self._step = self._replay_packed(self._packed, batch, layout)
+            if self._step is not None:
+                return
         fields = self._staging.upload(self._slots.pack(batch) | pack(batch, layout))
         self._slots.update(fields)
         forward = build(batch, layout, fields, self._slots, self._block_size)
@@ -185,7 +209,7 @@ class ModelRunner:
             layout=layout,
             fields=fields,
             rows=logit_rows(layout, fields, forward, self._slots),
-            logits=self._compute_logits(hidden, forward, layout),
+            logits=self._project(hidden if layout.uniform else hidden[forward.logits_rows], layout),
             spans=self._prompts.spans(batch, layout),
             hidden=hidden,
         )
@@ -211,6 +235,37 @@ class ModelRunner:
             fields={"slots": slots},
             rows=LogitRows(layout.slots, slots, positions + 1),
             logits=self._model.compute_logits(hidden),
+            spans=[],
+            hidden=hidden,
+        )
+
+    def _replay_packed(
+        self, packed: PackedGraphs, batch: Batch, layout: BatchLayout
+    ) -> _ForwardStep | _SampledStep | None:
+        """A step with prompts in one launch, where there is a graph for it."""
+        sampling = self._graph_sampling(batch, layout)
+        graph = packed.find(batch.num_tokens, batch.num_rows, sampling)
+        if graph is None:
+            return None
+        fields = self._slots.pack(batch) | packed.pack(batch, layout)
+        if sampling is Sampling.NONE:
+            fields |= pack_rows(batch, layout)
+        on_device = self._staging.upload(fields)
+        self._slots.update(on_device)
+        packed.update(on_device)
+        graph.replay()
+        if sampling is not Sampling.NONE:
+            return _SampledStep(packed.tokens(batch.num_rows))
+        hidden, index = packed.hidden(batch.num_rows)
+        slots = on_device["slots"]
+        if not layout.one_each:
+            sampled = on_device["logit_row"]
+            hidden, index, slots = hidden[sampled], index[sampled], slots[sampled]
+        return _ForwardStep(
+            layout=layout,
+            fields=on_device,
+            rows=LogitRows(layout.logit_slots, slots, index),
+            logits=self._project(hidden, layout),
             spans=[],
             hidden=hidden,
         )
@@ -267,11 +322,10 @@ class ModelRunner:
                 token_ids = self._device.from_numpy(admission.token_ids.astype(np.int32))
                 self._history.fill(admission.slot, token_ids)
 
-    def _compute_logits(self, hidden: Tensor, forward: ForwardBatch, layout: BatchLayout) -> Tensor:
+    def _project(self, hidden: Tensor, layout: BatchLayout) -> Tensor:
+        """Logits [L, vocab] of the hidden states [L, hidden] of the batch's rows of logits."""
         if not len(layout.logit_row):  # chunks of prompts only
             return torch.empty(0, self._model.vocab_size, device=hidden.device)
-        if not layout.uniform:
-            hidden = hidden[forward.logits_rows]
         return self._model.compute_logits(hidden)
 
     def _restrict(

@@ -42,7 +42,8 @@ def test_life_of_a_batch(tmp_path: Path) -> None:
             bad = await results(api, done.error_file_id)
             assert bad["bad"]["response"]["status_code"] == 400
             output = await api.files.retrieve(done.output_file_id)
-            assert (output.purpose, output.expires_at) == ("batch_output", None)
+            assert output.purpose == "batch_output"
+            assert output.expires_at == output.created_at + 30 * 24 * 3600
             with pytest.raises(openai.BadRequestError, match="completed"):
                 await api.batches.cancel(batch.id)
 
@@ -305,6 +306,127 @@ def test_a_fault_of_the_server_fails_one_batch_only(
             assert done.errors is not None and done.errors.data is not None
             assert done.errors.data[0].code == "server_error"
             assert (await ended(api, (await start(api, requests(1))).id)).status == "completed"
+
+    run(scenario)
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("num_answered", [0, 2])
+def test_a_batch_whose_input_is_gone_fails_and_keeps_what_is_done(
+    tmp_path: Path, num_answered: int
+) -> None:
+    async def scenario() -> None:
+        client = FakeClient(delay=0.005)
+        async with server(tmp_path, client, works=num_answered > 0) as running:
+            api = running.openai()
+            batch = await start(api, requests(50))
+            output = tmp_path / f"files/file-{batch.id.removeprefix('batch_')}o"
+            while num_answered and num_lines(output) < num_answered:
+                await asyncio.sleep(0.001)
+        (tmp_path / "files" / batch.input_file_id).unlink()
+        async with server(tmp_path) as running:
+            api = running.openai()
+            done = await ended(api, batch.id)
+            assert (done.status, done.failed_at is not None) == ("failed", True)
+            assert done.errors is not None and done.errors.data is not None
+            [issue] = done.errors.data
+            assert (issue.code, issue.param) == ("missing_input_file", "input_file_id")
+            assert batch.input_file_id in (issue.message or "")
+            if num_answered:
+                kept = await results(api, done.output_file_id)
+                assert len(kept) == done.request_counts.completed >= num_answered
+            else:
+                assert done.output_file_id is None
+
+    run(scenario)
+
+
+def test_a_disk_that_is_not_there_delays_a_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path) as running:
+            api = running.openai()
+            file_id = await upload(api, requests(1))
+            (tmp_path / "files").rename(tmp_path / "elsewhere")
+            batch = await api.batches.create(
+                input_file_id=file_id, endpoint="/v1/completions", completion_window="24h"
+            )
+            while f"{batch.id} waits" not in caplog.text:
+                await asyncio.sleep(0.005)
+            assert (await api.batches.retrieve(batch.id)).status == "validating"
+            (tmp_path / "elsewhere").rename(tmp_path / "files")
+            assert (await ended(api, batch.id)).status == "completed"
+
+    run(scenario)
+
+
+def test_ended_batches_are_deleted_with_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagemill.api.batch.worker.SWEEP_SECONDS", 0.0)
+    wall = [1000.0]
+
+    async def scenario() -> None:
+        async with server(tmp_path, clock=Clock(wall=lambda: wall[0])) as running:
+            api = running.openai()
+            first = await ended(api, (await start(api, requests(1))).id)
+            wall[0] += 1000
+            second = await ended(api, (await start(api, requests(1))).id)
+            wall[0] = (first.completed_at or 0) + 30 * 24 * 3600 + 1
+            while (tmp_path / "files" / (first.output_file_id or "")).exists():
+                await asyncio.sleep(0.01)
+            while [b.id async for b in api.batches.list()] != [second.id]:
+                await asyncio.sleep(0.01)
+            assert {f.id async for f in api.files.list()} == {
+                first.input_file_id,  # a client deletes what it has uploaded
+                second.input_file_id,
+                second.output_file_id,
+            }
+            with pytest.raises(openai.NotFoundError):
+                await api.batches.retrieve(first.id)
+
+    run(scenario)
+
+
+def test_of_each_key_the_first_to_end_are_deleted_beyond_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagemill.api.batch.worker.SWEEP_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        async with server(tmp_path, limits=BatchLimits(max_ended=2, keep_seconds=0)) as running:
+            own, other = (running.openai(key) for key in KEYS)
+            kept = await ended(other, (await start(other, requests(1))).id)
+            own_batches = [await ended(own, (await start(own, requests(1))).id) for _ in range(3)]
+            while (tmp_path / "files" / (own_batches[0].output_file_id or "")).exists():
+                await asyncio.sleep(0.01)
+            ids = [batch.id for batch in own_batches]
+            assert [b.id async for b in own.batches.list()] == ids[:0:-1]
+            assert [b.id async for b in other.batches.list()] == [kept.id]
+            output = await own.files.retrieve(own_batches[-1].output_file_id or "")
+            assert output.expires_at is None
+
+    run(scenario)
+
+
+def test_a_folder_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with server(tmp_path) as running:
+            api = running.openai()
+            batch = await ended(api, (await start(api, requests(1))).id)
+        with sqlite3.connect(tmp_path / "batches.db") as database:
+            database.execute("DROP INDEX batches_by_end")
+            database.execute("ALTER TABLE batches DROP COLUMN ended_at")
+            database.execute("PRAGMA user_version = 1")
+        database.close()
+        async with server(tmp_path, works=False) as running:
+            assert (await running.openai().batches.retrieve(batch.id)).status == "completed"
+            dropped = await running.storage.run(BatchStore.drop_ended, batch.completed_at + 1, 9)
+            assert dropped == [batch.output_file_id]
 
     run(scenario)
 

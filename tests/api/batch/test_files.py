@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -165,6 +167,95 @@ def test_files_expire_unless_a_batch_needs_them(
             assert [f.id async for f in api.files.list()] == [kept]
 
     run(scenario)
+
+
+_HEAD = (
+    b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+)
+_TAIL = b"\r\n--x--\r\n"
+_MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+
+
+async def trickle(seconds: float) -> AsyncIterator[bytes]:
+    """A form that never ends: a byte each time."""
+    yield _HEAD
+    while True:
+        await asyncio.sleep(seconds)
+        yield b"x"
+
+
+@pytest.mark.parametrize("pause", [0.005, 60.0])
+def test_slow_uploads_are_given_up_and_others_get_their_turn(tmp_path: Path, pause: float) -> None:
+    """Whether a client sends a little now and then, or nothing."""
+
+    async def scenario() -> None:
+        limits = BatchLimits(pace_bytes=1000, pace_seconds=0.2)
+        async with server(tmp_path, limits=limits) as running, running.http() as http:
+            slow = [asyncio.create_task(post_slowly(http, pause)) for _ in range(4)]
+            await asyncio.sleep(0.05)
+            file_id = await upload(running.openai(), requests(1))  # waits for the first to end
+            answers = await asyncio.gather(*slow)
+            assert {answer.status_code for answer in answers} == {408}
+            assert "less than 1000 bytes in 0.2 s" in answers[0].json()["error"]["message"]
+        assert [path.name for path in (tmp_path / "files").iterdir()] == [file_id]
+
+    run(scenario)
+
+
+def test_an_upload_at_the_least_pace_is_taken(tmp_path: Path) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield _HEAD
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            yield b"x" * 1000
+        yield _TAIL
+
+    async def scenario() -> None:
+        limits = BatchLimits(pace_bytes=1000, pace_seconds=5.0)
+        async with server(tmp_path, limits=limits) as running, running.http() as http:
+            made = await http.post("/v1/files", content=content(), headers=_MULTIPART)
+            assert (made.status_code, made.json()["bytes"]) == (200, 10_000)
+
+    run(scenario)
+
+
+def test_uploads_queue_with_a_bound(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = BatchLimits(max_waiting_uploads=1)
+        async with server(tmp_path, limits=limits) as running, running.http() as http:
+            holding = [asyncio.create_task(post_slowly(http)) for _ in range(4)]
+            await asyncio.sleep(0.05)
+            waiting = asyncio.create_task(upload(running.openai(), requests(1)))
+            await asyncio.sleep(0.05)
+            refused = await post_slowly(http)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert not waiting.done()
+            holding.pop().cancel()
+            assert (await waiting).startswith("file-")
+            for task in holding:
+                task.cancel()
+            await asyncio.gather(*holding, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_uploads_do_not_wait_for_ever(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = BatchLimits(waiting_timeout=0.05)
+        async with server(tmp_path, limits=limits) as running, running.http() as http:
+            holding = [asyncio.create_task(post_slowly(http)) for _ in range(4)]
+            await asyncio.sleep(0.05)
+            assert (await post_slowly(http)).status_code == 503
+            for task in holding:
+                task.cancel()
+            await asyncio.gather(*holding, return_exceptions=True)
+
+    run(scenario)
+
+
+async def post_slowly(http: httpx.AsyncClient, pause: float = 60.0) -> httpx.Response:
+    return await http.post("/v1/files", content=trickle(pause), headers=_MULTIPART)
 
 
 async def until_gone(folder: Path, file_id: str) -> None:

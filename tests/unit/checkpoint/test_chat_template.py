@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
+import jinja2
 import pytest
 
 from pagemill.checkpoint.chat_template import ChatTemplate, load_chat_template
@@ -207,7 +209,7 @@ BOMBS = {
     + "{{ a == b }}",
     "namespace text": "{% set n = namespace(x='x' * 1000000) %}{{ n.x * 5 }}",
     "sum of lists": "{{ ([[1]] * 100000) | sum(start=[]) }}",
-    "striptags": "{{ (('<!--' * 500000) | escape).striptags() }}",
+    "striptags": "{% set a = ('<!--' * 500000) | escape %}" + "{{ a.striptags() | length }}" * 60,
     "round": "{{ 1.5 | round(10**9, 'ceil') }}",
     "to_bytes": "{{ (1).to_bytes(10**10, 'big') }}",
     "slices": LONG + "{{ a[1:] | length }}" * 5000,
@@ -227,7 +229,7 @@ def test_a_bomb_fails_soon_and_small(source: str) -> None:
     started = time.thread_time()
     with pytest.raises(InvalidParams) as caught:
         template.render(MESSAGES)
-    assert time.thread_time() - started < 2.0
+    assert time.thread_time() - started < 10.0  # its budget, and the longest single operation
     assert caught.value.param == "messages"
     tracemalloc.start()  # not before, for it takes several times as long
     try:
@@ -266,8 +268,20 @@ def test_the_sandbox_holds(source: str) -> None:
 
 
 def test_an_honest_long_chat_is_fast() -> None:
+    """The sandbox costs a few times what the template itself does, not a hundred times."""
     template = ChatTemplate(LLAMA3, {"bos_token": "<s>"})
+    plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(LLAMA3)
     chat = [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "x"}] * 500
-    started = time.thread_time()
     assert len(template.render(chat)) > 500_000
-    assert time.thread_time() - started < 0.3
+    honest = fastest(lambda: template.render(chat))
+    assert honest < 40 * fastest(lambda: plain.render(messages=chat, bos_token="<s>"))
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Seconds of the processor for the best of some runs."""
+    times = []
+    for _ in range(5):
+        started = time.thread_time()
+        work()
+        times.append(time.thread_time() - started)
+    return min(times)

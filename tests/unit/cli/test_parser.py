@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -54,23 +53,23 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
     assert "usage: pagemill" in capsys.readouterr().err
 
 
-def test_help_is_fast_and_imports_nothing_heavy() -> None:
+def test_help_imports_little_and_nothing_heavy() -> None:
+    """The modules are what its time is made of."""
     code = (
         "import sys\n"
         "from pagemill.cli.main import main\n"
         "try:\n    main(['serve', '--help'])\n"
         "except SystemExit:\n"
         "    heavy = {'torch', 'numpy', 'starlette', 'uvicorn'} & set(sys.modules)\n"
+        "    own = sorted(name for name in sys.modules if name.startswith('pagemill'))\n"
+        "    print(len(sys.modules), *own, file=sys.stderr)\n"
         "    sys.exit(','.join(heavy) or 0)\n"
     )
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        assert b"scheduling:" in done.stdout
-    assert min(times) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"scheduling:" in done.stdout
+    num_modules, *own = done.stderr.split()
+    assert int(num_modules) < 200, own
 
 
 def test_other_servers_name_of_a_flag() -> None:

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from engine.test_process import make_config
+from pagemill.api.admission import Admission
 from pagemill.cli.workers import process
 from pagemill.cli.workers.control import Question, ask, serve_control
 from pagemill.cli.workers.launch import WorkerLaunch
 from pagemill.cli.workers.pool import MAX_QUICK_DEATHS, WorkerPool
 from pagemill.config.args import ServeArgs
 from pagemill.engine.channel import EngineAddress
-from pagemill.errors import EngineDeadError
+from pagemill.errors import EngineDeadError, OverloadedError
 from pagemill.frontend.board import SharedBoard
 from pagemill.metrics.merge import Count, Family
 
@@ -84,16 +85,21 @@ def test_a_dead_frontend_is_replaced_and_its_requests_aborted(tmp_path: Path) ->
     assert setup.started[2].cause == "was told to end"
 
 
-def test_a_frontend_that_dies_during_the_drain_is_replaced_by_one_that_drains(
+def test_all_frontends_drain_at_once_however_busy_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They read it, nobody has to answer; so does one that starts in the place of a dead one."""
     plan = SimpleNamespace(config=make_config(), default_params={})
     monkeypatch.setattr(process, "_plan_of", lambda launch: plan)
     setup = Setup(tmp_path)
-    asyncio.run(setup.pool.drain())
+    busy = process.Worker(setup.started[1].launch)._context.admission
+    with busy.admit("-", 1):
+        pass
+    Admission(setup.board).start_drain()
+    with pytest.raises(OverloadedError, match="shutting down"), busy.admit("-", 1):
+        pass
     setup.started[0].cause = "died of signal 9"
     setup.pool.check()
-    assert [p.launch.draining for p in setup.started] == [False, False, True]
     assert process.Worker(setup.started[2].launch)._context.admission.draining
 
 

@@ -57,7 +57,7 @@ def test_take_waits_for_the_next_update() -> None:
         assert not taker.done()
         box.put(ChoiceUpdate(0, "a"))
         box.put(ChoiceUpdate(0, "b"))
-        first = await asyncio.wait_for(taker, 1)
+        first = await asyncio.wait_for(taker, 10)
         box.put(ChoiceUpdate(0, "c"))
         return first + await box.take()
 

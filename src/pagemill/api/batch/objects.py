@@ -102,6 +102,13 @@ class Batch(msgspec.Struct, kw_only=True):
         """Whether there is work left on it."""
         return self.status in OPEN_STATUSES
 
+    @property
+    def ended_at(self) -> int | None:
+        """When it came to its end; None while there is work left on it."""
+        if self.is_open:
+            return None
+        return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
+
 
 class BatchList(msgspec.Struct, kw_only=True):
     """A page of batches, the newest first."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Concatenate, ParamSpec, TypeVar
 
 from pagemill.api.batch.store import BatchStore
+from pagemill.api.batch.uploads import UploadQueue
 from pagemill.errors import ConfigError, OverloadedError
 
 P = ParamSpec("P")
@@ -23,7 +24,6 @@ T = TypeVar("T")
 
 _FULL_RETRY_SECONDS = 60
 _ORPHAN_SECONDS = 24 * 3600
-_MAX_UPLOADS = 4
 _PRIVATE = 0o700
 
 
@@ -36,8 +36,14 @@ class BatchLimits:
     max_total_bytes: int = 20 * 2**30  # of all keys
     max_requests: int = 50_000  # in a batch
     max_open: int = 100  # batches by key that have not ended
+    max_ended: int = 10_000  # batches by key that have; the first to end are forgotten first
+    keep_seconds: int = 30 * 24 * 3600  # of an ended batch and its results; 0: no end
     max_line_bytes: int = 8 * 2**20
-    upload_timeout: float = 600.0  # seconds
+    upload_timeout: float = 600.0  # seconds for a whole file
+    pace_bytes: int = 64 * 2**10  # the least of a file in every `pace_seconds`
+    pace_seconds: float = 10.0
+    max_waiting_uploads: int = 16
+    waiting_timeout: float = 60.0  # seconds of an upload in the queue
 
 
 @dataclass
@@ -51,7 +57,7 @@ class BatchStorage:
     urls: Collection[str]
     limits: BatchLimits = field(default_factory=BatchLimits)
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_UPLOADS))
+    uploads: UploadQueue = field(init=False)
     _store: BatchStore = field(init=False)
     _thread: ThreadPoolExecutor = field(init=False)
     _lock: int | None = None
@@ -63,6 +69,7 @@ class BatchStorage:
             self.folder.chmod(_PRIVATE)
         except OSError as error:
             raise ConfigError(f"--data-dir {self.folder} cannot be used: {error}") from None
+        self.uploads = UploadQueue(self.limits.max_waiting_uploads, self.limits.waiting_timeout)
         self._store = BatchStore(self.folder / "batches.db")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch-store")
 

@@ -17,10 +17,10 @@ from pagemill.api.batch.objects import (
 )
 from pagemill.errors import ConfigError, InvalidParams, OverloadedError, RequestError
 
-_VERSION = 1
 _BUSY_SECONDS = 10.0
 _FULL_RETRY_SECONDS = 60
-_SCHEMA = """
+_SCHEMAS = (  # each makes the next version of the one before
+    """
 CREATE TABLE files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -40,7 +40,18 @@ CREATE TABLE batches (
     body BLOB NOT NULL
 );
 CREATE INDEX batches_by_owner ON batches (owner, seq);
-CREATE INDEX batches_by_status ON batches (status);
+CREATE INDEX batches_by_status ON batches (status)
+""",
+    """
+ALTER TABLE batches ADD COLUMN ended_at INTEGER;
+CREATE INDEX batches_by_end ON batches (owner, ended_at)
+""",
+)
+_SURPLUS = """
+SELECT id FROM (
+    SELECT id, row_number() OVER (PARTITION BY owner ORDER BY ended_at DESC, seq DESC) AS place
+    FROM batches WHERE ended_at IS NOT NULL
+) WHERE place > ?
 """
 _IS_OPEN = f"status IN ({', '.join(repr(status) for status in OPEN_STATUSES)})"
 
@@ -161,26 +172,46 @@ class BatchStore:
         rows = self._db.execute(f"SELECT body FROM batches WHERE {_IS_OPEN} ORDER BY seq")
         return [_decode_batch(body) for (body,) in rows]
 
+    def drop_ended(self, before: float, most: int) -> list[str]:
+        """Forget batches that ended before a time, and of each key those beyond the `most` that
+        ended last; the ids of their results, which are forgotten, too.
+        """
+        with self._transaction():
+            rows = self._db.execute(
+                f"SELECT id, body FROM batches WHERE ended_at < ? OR id IN ({_SURPLUS})",
+                (before, most),
+            ).fetchall()
+            batches = [_decode_batch(body).batch for _, body in rows]
+            files = [
+                file_id
+                for batch in batches
+                for file_id in (batch.output_file_id, batch.error_file_id)
+                if file_id is not None
+            ]
+            self._db.executemany("DELETE FROM batches WHERE id = ?", [row[:1] for row in rows])
+            self._db.executemany("DELETE FROM files WHERE id = ?", [(name,) for name in files])
+        return files
+
     def change(self, batch_id: str, edit: Callable[[Batch], None]) -> Batch:
         """Read, edit and write a batch, with nobody between. Raises what `edit` raises."""
         with self._transaction():
             stored = self._stored(batch_id)
             edit(stored.batch)
-            self._db.execute(
-                "UPDATE batches SET status = ?, body = ? WHERE id = ?",
-                (stored.batch.status, msgspec.json.encode(stored), batch_id),
-            )
+            self._put_batch(stored)
         return stored.batch
 
     def _prepare(self, path: Path) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._one("PRAGMA user_version")
-        if version == 0:
-            for statement in _SCHEMA.split(";"):
+        for number, schema in enumerate(_SCHEMAS[version:], version + 1):
+            for statement in schema.split(";"):
                 self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            self._db.execute(f"PRAGMA user_version = {number}")
+        if version == 1:
+            for (body,) in self._db.execute("SELECT body FROM batches").fetchall():
+                self._put_batch(_decode_batch(body))
         self._db.execute("COMMIT")
-        if version > _VERSION:
+        if version > len(_SCHEMAS):
             raise ConfigError(f"--data-dir: {path} was written by a newer version of PageMill")
 
     @contextmanager
@@ -209,6 +240,13 @@ class BatchStore:
                 file.expires_at,
                 msgspec.json.encode(file),
             ),
+        )
+
+    def _put_batch(self, stored: StoredBatch) -> None:
+        batch = stored.batch
+        self._db.execute(
+            "UPDATE batches SET status = ?, ended_at = ?, body = ? WHERE id = ?",
+            (batch.status, batch.ended_at, msgspec.json.encode(stored), batch.id),
         )
 
     def _stored(self, batch_id: str) -> StoredBatch:

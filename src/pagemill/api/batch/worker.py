@@ -104,8 +104,11 @@ class BatchWorker:
         if now < self._next_sweep:
             return
         self._next_sweep = now + SWEEP_SECONDS
-        expired = await self.storage.run(BatchStore.drop_expired, self.context.clock.wall())
-        await self.storage.remove(*expired)
+        wall, limits = self.context.clock.wall(), self.storage.limits
+        expired = await self.storage.run(BatchStore.drop_expired, wall)
+        oldest = wall - limits.keep_seconds if limits.keep_seconds else 0.0
+        results = await self.storage.run(BatchStore.drop_ended, oldest, limits.max_ended)
+        await self.storage.remove(*expired, *results)
         hexes = [stored.batch.id.removeprefix("batch_") for stored in open_batches]
         kept = {f"file-{digits}{kind}" for digits in hexes for kind in "oe"}
         await self.storage.run(self.storage.remove_orphans, kept)

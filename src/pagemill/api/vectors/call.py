@@ -22,7 +22,7 @@ from pagemill.api.streaming import ignored_header, json_response
 from pagemill.api.vectors.answers import AnswerList
 from pagemill.api.vectors.schema import InputFields, VectorFields
 from pagemill.config.pooling import PoolingConfig
-from pagemill.errors import InvalidParams, PageMillError
+from pagemill.errors import InvalidParams, PageMillError, RequestAborted
 from pagemill.frontend.base import Renderer
 from pagemill.frontend.outputs import PooledOutput, Prompt
 from pagemill.frontend.pair_encoding import checked_keep
@@ -96,6 +96,9 @@ class VectorCall(Generic[B]):
             return await self.context.client.pool(
                 prompts, params, request_id=request_id, priority=priority
             )
+        except RequestAborted:
+            self.context.check_awake()  # it was going to sleep: another time, perhaps
+            raise
         except PageMillError as error:
             if type(error) is not PageMillError:
                 raise

@@ -16,7 +16,7 @@ CALL_SECONDS = 3.0
 
 
 class Question(msgspec.Struct, array_like=True, frozen=True):
-    """`method` is "ready", "metrics", "abort" or "drain"."""
+    """`method` is "ready", "metrics" or "abort"."""
 
     method: str
     request_ids: list[str] = []

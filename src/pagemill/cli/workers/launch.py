@@ -22,8 +22,7 @@ _COMMAND = (sys.executable, "-P", "-m", "pagemill.cli.workers.process")
 class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """What a frontend process reads, as one line of JSON, from its standard input.
 
-    `info` is there when the engine was ready before, `draining` is set when the server is
-    stopping. `folder` has the sockets and the board.
+    `info` is there when the engine was ready before. `folder` has the sockets and the board.
     """
 
     args: ServeArgs
@@ -38,7 +37,6 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
     listener_fd: int
     folder: str
     info: EngineInfo | None = None
-    draining: bool = False
 
     @property
     def files(self) -> WorkerFiles:

@@ -70,7 +70,6 @@ class WorkerPool:
         self._on_death = on_death
         self._files = WorkerFiles(first.files.folder)
         self._info: EngineInfo | None = None
-        self._draining = False
         self._workers = [self._start(first, i + 1, own) for i, own in enumerate(listeners)]
 
     async def wait_ready(self, info: EngineInfo) -> None:
@@ -87,11 +86,6 @@ class WorkerPool:
             cause = worker.process.exit_cause()
             if cause is not None:
                 self._replace(worker, cause)
-
-    async def drain(self) -> None:
-        """Let them refuse new requests; those that run go on."""
-        self._draining = True
-        await asyncio.gather(*(self._ask(w, Question("drain")) for w in self._workers))
 
     def stop(self) -> None:
         """End all processes; blocks for up to some seconds."""
@@ -136,9 +130,7 @@ class WorkerPool:
         if worker.quick_deaths >= MAX_QUICK_DEATHS:
             raise EngineDeadError(f"frontend {client_id} cannot be kept running: it {cause}")
         worker.process.wait(0)
-        worker.launch = msgspec.structs.replace(
-            worker.launch, info=self._info, draining=self._draining
-        )
+        worker.launch = msgspec.structs.replace(worker.launch, info=self._info)
         worker.process = self._spawn(worker.launch, worker.listener)
         worker.started = time.monotonic()
 

@@ -76,8 +76,6 @@ class Worker:
             board=self._board,
             rate_file=launch.files.rates,
         )
-        if launch.draining:
-            self._context.admission.start_drain()
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until SIGTERM. Raises PageMillError when the model's files cannot be read."""
@@ -124,9 +122,6 @@ class Worker:
             case "abort":
                 found = context.admission.find(question.request_ids)
                 return encode(await context.client.abort(found))
-            case "drain":
-                context.admission.start_drain()
-                return encode(None)
         raise ConnectionError(f"unknown question {question.method!r}")
 
 

@@ -41,7 +41,7 @@ def fp8_config(num_tokens: int, out_features: int, grouped: bool) -> Fp8Config:
         return Fp8Config(128, 128, GROUP, 8, 3)
     if num_tokens > FEW_TOKENS:
         return Fp8Config(64, 64, GROUP, 4, 4)
-    block_n = 64 if out_features >= 16_384 else 32
+    block_n = 64 if out_features >= 4096 else 32
     return Fp8Config(block_n, FEW_TOKENS, GROUP if grouped else 256, 4, 4)
 
 

@@ -1,4 +1,4 @@
-"""`Ops`, `FusedOps`, `DecodeOps`, `SamplingOps` and `Fp8Ops` by Triton; big products by cuBLAS."""
+"""`Ops`, `FusedOps`, `PackedOps`, `SamplingOps` and `Fp8Ops` by Triton; big products by cuBLAS."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from pagemill.ops.base import HeadShape
 from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.fused import Stream
+from pagemill.ops.packed import PackedInputs, PackedRows
 from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
-from pagemill.ops.triton import activation, decode_step, norm, rope, sampling
+from pagemill.ops.triton import activation, decode_step, norm, packed_step, rope, sampling
 from pagemill.ops.triton.batch_linear import (
     batch_linear,
     batch_linear_add,
@@ -29,7 +30,7 @@ MIN_TILE = 256  # elements of the smallest tile, each of which needs a counter
 
 
 class TritonOps:
-    """Implements `Ops`, `FusedOps`, `DecodeOps`, `SamplingOps` and `Fp8Ops`."""
+    """Implements `Ops`, `FusedOps`, `DecodeOps`, `PackedOps`, `SamplingOps` and `Fp8Ops`."""
 
     name = "triton"
 
@@ -143,3 +144,11 @@ class TritonOps:
         self, slots: Tensor, state: DecodeState, tokens: Tensor, out: Tensor
     ) -> None:
         decode_step.decode_advance(slots, state, tokens, out)
+
+    def packed_inputs(self, rows: PackedRows, state: DecodeState, block_size: int) -> PackedInputs:
+        return packed_step.packed_inputs(rows, state, block_size)
+
+    def packed_advance(
+        self, rows: PackedRows, state: DecodeState, tokens: Tensor, out: Tensor
+    ) -> None:
+        packed_step.packed_advance(rows, state, tokens, out)
