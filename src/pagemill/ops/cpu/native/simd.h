@@ -141,7 +141,7 @@ inline VecF abs(VecF v) { return max(v, -v); }
 using Vec4 = float __attribute__((vector_size(16)));
 using Vec4I = int32_t __attribute__((vector_size(16)));
 
-// Folds four lanes into one. Shuffles need constants: GCC makes a table in memory of other masks.
+// Folds four lanes into one. Shuffles take constants: GCC builds any other index in memory.
 template <typename Fold>
 inline float fold_four(Vec4 v, Fold fold) {
   v = fold(v, __builtin_shuffle(v, Vec4I{2, 3, 0, 1}));
