@@ -212,7 +212,8 @@ inline VecF exp(VecF x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (reinterpret_cast<VecI>(shifted) << 23));
+  VecI exponent = reinterpret_cast<VecI>(shifted) << 23;
+  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + exponent);
 }
 
 // tanh by the exponential; exact enough where |x| is not tiny, and odd by construction.
