@@ -1,9 +1,9 @@
 """Products with matrices in 4 and 8 bits on the CPU: time, this machine's limit, share of it.
 
-Each time is of one product of SmolLM2-135M, out of a pass over so many copies of its matrix that the
-weights come from memory, as in a step. The limit is the larger of the weights' bytes by the speed of
-memory and the products by the speed of the byte instruction, both measured by cpu_limits.cpp, which
-needs a C++ compiler.
+Each time is of one product of SmolLM2-135M, out of a pass over so many copies of its matrix that
+the weights come from memory, as in a step. The limit is the larger of the weights' bytes by the
+speed of memory and the products by the speed of the byte instruction, both measured by
+cpu_limits.cpp, which needs a C++ compiler.
 python benchmarks/kernels/cpu_products.py --rows 1,8,32,128,512 --threads 2
 """
 
