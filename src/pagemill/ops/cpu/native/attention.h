@@ -32,7 +32,7 @@ class WorkList {
     for (int32_t r = 0; r < step.rows; r++) {
       int32_t queries = step.query_start[r + 1] - step.query_start[r];
       int32_t each = enough && queries * group <= kNarrow ? heads : 1;
-      for (int32_t first = (queries - 1) / tile * tile; first >= 0; first -= tile)
+      for (int32_t first = (queries + tile - 1) / tile * tile - tile; first >= 0; first -= tile)
         for (int32_t h = 0; h < heads; h += each)
           items_.push_back({r, h, each, first, std::min(tile, queries - first)});
     }

@@ -14,7 +14,7 @@
 
 namespace pagemill::PAGEMILL_ISA {
 
-constexpr int kWideKeys = 32;     // keys in a tile of the wide way: all of it stays in the first cache
+constexpr int kWideKeys = 32;     // keys in a tile of the wide way: it stays in the first cache
 constexpr int kNarrowKeys = 64;   // and of the narrow way, which reads each key once
 constexpr int kFour = 4;          // keys are taken by so many: tiles are padded to whole ones
 constexpr int kWide = 32;         // query heads x query tokens in a tile

@@ -145,7 +145,7 @@ inline VecF abs(VecF v) { return max(v, -v); }
 using Vec4 = float __attribute__((vector_size(16)));
 using Vec4I = int32_t __attribute__((vector_size(16)));
 
-// Folds four lanes into one. Shuffles need constants: GCC makes a table in memory of other masks.
+// Folds four lanes into one. Shuffles take constants: GCC builds any other index in memory.
 template <typename Fold>
 inline float fold_four(Vec4 v, Fold fold) {
   v = fold(v, __builtin_shuffle(v, Vec4I{2, 3, 0, 1}));
@@ -216,7 +216,8 @@ inline VecF exp(VecF x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + (reinterpret_cast<VecI>(shifted) << 23));
+  VecI exponent = reinterpret_cast<VecI>(shifted) << 23;
+  return reinterpret_cast<VecF>(reinterpret_cast<VecI>(p) + exponent);
 }
 
 // tanh by the exponential; exact enough where |x| is not tiny, and odd by construction.
