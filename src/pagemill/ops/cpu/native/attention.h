@@ -28,7 +28,8 @@ class WorkList {
   WorkList(const AttentionShape& shape, const StepArgs& step) {
     const int32_t group = int32_t(shape.heads / shape.kv_heads), heads = int32_t(shape.kv_heads);
     const int32_t tile = std::max<int32_t>(1, kWide / group);
-    const bool enough = step.rows >= 2 * omp_get_max_threads();
+    const int threads = omp_get_max_threads();
+    const bool enough = step.rows >= 2 * threads || step.rows % threads == 0;
     for (int32_t r = 0; r < step.rows; r++) {
       int32_t queries = step.query_start[r + 1] - step.query_start[r];
       int32_t each = enough && queries * group <= kNarrow ? heads : 1;
