@@ -283,7 +283,10 @@ def _load(
     build = select_builder(config)
     if config.load_format == "dummy":
         report("making random weights")
-        return load_model(model_config, context, None, seed=config.seed, build=build)
+        made = device.submit(
+            lambda: load_model(model_config, context, None, seed=config.seed, build=build)
+        )
+        return made.result()
     percent = -1
 
     def progress(done: int, total: int) -> None:
@@ -299,7 +302,10 @@ def _load(
         keep_groups=context.quant.keeps_groups,
         allocate=_staging(device),
     )
-    model = load_model(model_config, context, weights, build=build)
+    # On the thread that computes: another would get a pool of OpenMP threads of its own, and with
+    # more of these than cores all of them stop waiting actively at barriers.
+    loading = device.submit(lambda: load_model(model_config, context, weights, build=build))
+    model = loading.result()
     device.release_memory()  # what reading and repacking took
     return model
 
