@@ -429,17 +429,18 @@ def test_whole_layer(
     case = make_case(rows, spec, torch.float32, 16)
     place_tokens(case, torch.float16 if half_cache else torch.float32)
     parts = make_layer(hidden, 64, shape, window, gemma=gemma, rounded=rounded)
-    whole = ops.whole_layer(parts)
+    whole = ops.whole_layers([parts, parts])
     assert whole is not None
     residual = torch.randn(case.batch.num_tokens, hidden)
     expected, cache = residual.clone(), case.batch.kv_cache[0]
-    layer_by_parts(parts, expected, case)
+    for _ in range(2):
+        layer_by_parts(parts, expected, case)
     keys = cache.k.clone()
     block, offset = case.batch.slot_mapping // 16, case.batch.slot_mapping % 16
     cache.k[block, :, offset] = 0  # to be written again
     plan = CpuAttention().plan(case.batch)
-    assert whole.takes(residual, plan)
-    whole.run(residual, cache.k, cache.v, plan)
+    assert whole.takes(residual, [plan, plan])
+    whole.run(residual, [(cache.k, cache.v)] * 2, [plan, plan])
     # The same rounding at the same places, but for values next to the middle of two codes.
     torch.testing.assert_close(residual, expected, rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(cache.k, keys, rtol=2e-2, atol=2e-2)

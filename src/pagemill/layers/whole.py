@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagemill.attention.base import ForwardBatch
 from pagemill.layers.attention import Attention
 from pagemill.layers.base import BuildContext
 from pagemill.layers.mlp import GatedMLP
 from pagemill.layers.norm import RMSNorm
-from pagemill.ops.fused import LayerOps, LayerParts, WholeLayer
+from pagemill.ops.fused import LayerOps, LayerParts, WholeLayers
 from pagemill.quant.base import HoldsMatrices
 
 
 @runtime_checkable
-class BecomesWhole(Protocol):
-    """A decoder layer that can be computed in one call."""
+class HasParts(Protocol):
+    """A decoder layer that can be computed in one call with others."""
 
-    def become_whole(self) -> None:
-        """Called once, when all weights are there."""
+    def parts(self) -> LayerParts | None:
+        """What that call needs; None where the quantisation has no such matrices. Load first."""
         ...
 
 
-class LayerCall:
-    """A decoder layer's single call, made when its weights are there."""
+class LayerStack:
+    """All decoder layers of a model, made into one call when their weights are there."""
 
-    def __init__(self, layer: WholeLayer, layer_index: int) -> None:
-        self._layer = layer
-        self._index = layer_index
+    def __init__(self, layers: WholeLayers, num_layers: int) -> None:
+        self._layers = layers
+        self._indices = range(num_layers)
 
-    def takes(self, residual: Tensor, batch: ForwardBatch) -> bool:
-        return self._layer.takes(residual, batch.of_layer(self._index).plan)
+    def run(self, residual: Tensor, batch: ForwardBatch) -> bool:
+        """Bring the residual up to date, in place; False if it does not take such a step."""
+        plans = [batch.of_layer(index).plan for index in self._indices]
+        if not self._layers.takes(residual, plans):
+            return False
+        caches = [(batch.kv_cache[index].k, batch.kv_cache[index].v) for index in self._indices]
+        self._layers.run(residual, caches, plans)
+        return True
 
-    def run(self, residual: Tensor, batch: ForwardBatch) -> None:
-        """Bring the residual up to date, in place."""
-        cache = batch.kv_cache[self._index]
-        self._layer.run(residual, cache.k, cache.v, batch.of_layer(self._index).plan)
+
+def layer_stack(ctx: BuildContext, layers: Iterable[nn.Module]) -> LayerStack | None:
+    """The layers in one call, None where there is no such kernel. Load first."""
+    if not isinstance(ctx.ops, LayerOps):
+        return None
+    found = [layer.parts() if isinstance(layer, HasParts) else None for layer in layers]
+    parts = [layer for layer in found if layer is not None]
+    whole = ctx.ops.whole_layers(parts) if len(parts) == len(found) else None
+    return None if whole is None else LayerStack(whole, len(parts))
 
 
-def whole_layer(
+def layer_parts(
     ctx: BuildContext,
     attention: Attention,
     mlp: GatedMLP,
@@ -48,13 +60,12 @@ def whole_layer(
     mlp_norm: RMSNorm,
     after_attention: RMSNorm | None = None,
     after_mlp: RMSNorm | None = None,
-) -> LayerCall | None:
-    """The layer made of these in one call, None where there is no such kernel. Load first."""
-    ops, quant = ctx.ops, ctx.quant
-    if not isinstance(ops, LayerOps) or not isinstance(quant, HoldsMatrices):
+) -> LayerParts | None:
+    """What a layer is made of; None where its quantisation has no matrices for other kernels."""
+    quant, spec = ctx.quant, attention.spec
+    if not isinstance(quant, HoldsMatrices):
         return None
-    spec = attention.spec
-    parts = LayerParts(
+    return LayerParts(
         qkv=quant.matrix(attention.qkv_proj),
         o=quant.matrix(attention.o_proj),
         gate_up=quant.matrix(mlp.gate_up_proj),
@@ -71,5 +82,3 @@ def whole_layer(
         after_attention=None if after_attention is None else after_attention.weight,
         after_mlp=None if after_mlp is None else after_mlp.weight,
     )
-    layer = ops.whole_layer(parts)
-    return None if layer is None else LayerCall(layer, spec.layer_index)

@@ -14,14 +14,13 @@ from pagemill.layers.embedding import Embedding, LMHead
 from pagemill.layers.fusion import FusedLayer, fused_ops
 from pagemill.layers.norm import RMSNorm
 from pagemill.layers.rope import build_rope_tables
-from pagemill.layers.whole import BecomesWhole
+from pagemill.layers.whole import LayerStack, layer_stack
 from pagemill.models.base import KVCacheSpec
 from pagemill.models.weights import finish_loading, load_weights
 from pagemill.ops.fused import FusedOps
 
 # (config, context, the layer's attention, its rotary table) -> a module that is called with
-# (hidden or None, residual, batch), adds hidden to the residual and returns the next hidden, or
-# None when it has added that as well.
+# (hidden or None, residual, batch), adds hidden to the residual and returns the next hidden.
 LayerBuilder = Callable[[ModelConfig, BuildContext, AttentionSpec, Tensor], nn.Module]
 
 
@@ -57,6 +56,8 @@ class Decoder(nn.Module):
             for spec in specs
         )
         self.norm = RMSNorm(ctx, config.hidden_size, config.norm_eps, offset_one=offset_one)
+        self._ctx = ctx
+        self._stack: LayerStack | None = None
         self._fused = fused_ops(ctx)
         fusible = [x for x in self.layers if isinstance(x, FusedLayer) and x.fusible]
         self._fusible = fusible if len(fusible) == len(specs) else []
@@ -66,16 +67,16 @@ class Decoder(nn.Module):
         ops, (num_tokens, width) = self._fused, residual.shape
         if ops is not None and self._fusible and ops.fuses(num_tokens, width, residual.dtype):
             return self._forward_fused(ops, residual, batch)
+        if self._stack is not None and self._stack.run(residual, batch):
+            return self.norm.forward(residual)
         hidden = None
         for layer in self.layers:
             hidden = layer(hidden, residual, batch)
         return self.norm.after_add(hidden, residual)
 
     def become_whole(self) -> None:
-        """All weights are there: let layers run by one call each, where there are kernels."""
-        for layer in self.layers:
-            if isinstance(layer, BecomesWhole):
-                layer.become_whole()
+        """All weights are there: let the layers run by one call, where there are kernels."""
+        self._stack = layer_stack(self._ctx, self.layers)
 
     def _forward_fused(self, ops: FusedOps, residual: Tensor, batch: ForwardBatch) -> Tensor:
         norms = [*(layer.first_norm for layer in self._fusible), self.norm]

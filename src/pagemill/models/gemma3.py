@@ -13,8 +13,9 @@ from pagemill.layers.attention import Attention
 from pagemill.layers.base import BuildContext
 from pagemill.layers.mlp import GatedMLP
 from pagemill.layers.norm import RMSNorm
-from pagemill.layers.whole import LayerCall, whole_layer
+from pagemill.layers.whole import layer_parts
 from pagemill.models.causal_lm import CausalLM
+from pagemill.ops.fused import LayerParts
 
 
 class Gemma3Layer(nn.Module):
@@ -31,10 +32,9 @@ class Gemma3Layer(nn.Module):
         self.mlp = GatedMLP(config, ctx)
         self.post_feedforward_layernorm = _norm(config, ctx)
         self._ctx = ctx
-        self._whole: LayerCall | None = None
 
-    def become_whole(self) -> None:
-        self._whole = whole_layer(
+    def parts(self) -> LayerParts | None:
+        return layer_parts(
             self._ctx,
             self.self_attn,
             self.mlp,
@@ -44,12 +44,7 @@ class Gemma3Layer(nn.Module):
             after_mlp=self.post_feedforward_layernorm,
         )
 
-    def forward(
-        self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch
-    ) -> Tensor | None:
-        if hidden is None and self._whole is not None and self._whole.takes(residual, batch):
-            self._whole.run(residual, batch)
-            return None
+    def forward(self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch) -> Tensor:
         hidden = self.input_layernorm.after_add(hidden, residual)
         hidden = self.self_attn.forward(hidden, batch)
         hidden = self.post_attention_layernorm.forward(hidden)

@@ -13,9 +13,9 @@ from pagemill.layers.attention import Attention
 from pagemill.layers.base import BuildContext
 from pagemill.layers.mlp import GatedMLP
 from pagemill.layers.norm import RMSNorm
-from pagemill.layers.whole import LayerCall, whole_layer
+from pagemill.layers.whole import layer_parts
 from pagemill.models.causal_lm import CausalLM
-from pagemill.ops.fused import Stream
+from pagemill.ops.fused import LayerParts, Stream
 
 
 class LlamaLayer(nn.Module):
@@ -36,10 +36,9 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(ctx, config.hidden_size, config.norm_eps)
         self.mlp = GatedMLP(config, ctx)
         self._ctx = ctx
-        self._whole: LayerCall | None = None
 
-    def become_whole(self) -> None:
-        self._whole = whole_layer(
+    def parts(self) -> LayerParts | None:
+        return layer_parts(
             self._ctx, self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm
         )
 
@@ -51,13 +50,7 @@ class LlamaLayer(nn.Module):
     def fusible(self) -> bool:
         return self.mlp.fusible
 
-    def forward(
-        self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch
-    ) -> Tensor | None:
-        """In one call the residual is up to date at once, and there is no hidden."""
-        if hidden is None and self._whole is not None and self._whole.takes(residual, batch):
-            self._whole.run(residual, batch)
-            return None
+    def forward(self, hidden: Tensor | None, residual: Tensor, batch: ForwardBatch) -> Tensor:
         hidden = self.input_layernorm.after_add(hidden, residual)
         hidden = self.self_attn.forward(hidden, batch)
         hidden = self.post_attention_layernorm.after_add(hidden, residual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,15 +86,20 @@ class LayerParts:
     after_mlp: Tensor | None = None
 
 
-class WholeLayer(Protocol):
-    """One decoder layer in one call."""
+class WholeLayers(Protocol):
+    """Decoder layers that follow each other, in one call."""
 
-    def takes(self, residual: Tensor, plan: Any) -> bool:
-        """Whether `run` can compute a step with this attention plan."""
+    def takes(self, residual: Tensor, plans: Sequence[Any]) -> bool:
+        """Whether `run` can compute a step with these attention plans, one a layer."""
         ...
 
-    def run(self, residual: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Any) -> None:
-        """Add what the layer computes to the residual [T, hidden], in place."""
+    def run(
+        self, residual: Tensor, caches: Sequence[tuple[Tensor, Tensor]], plans: Sequence[Any]
+    ) -> None:
+        """Add what the layers compute to the residual [T, hidden], in place.
+
+        `caches` are each layer's keys and values.
+        """
         ...
 
 
@@ -101,6 +107,6 @@ class WholeLayer(Protocol):
 class LayerOps(Protocol):
     """A device with whole decoder layers."""
 
-    def whole_layer(self, parts: LayerParts) -> WholeLayer | None:
-        """The layer made of these parts, or None where it has to be computed part by part."""
+    def whole_layers(self, layers: Sequence[LayerParts]) -> WholeLayers | None:
+        """Layers made of these parts, or None where they have to be computed part by part."""
         ...

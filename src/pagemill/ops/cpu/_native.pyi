@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 class Workspace:
     def __init__(self) -> None: ...
 
@@ -84,6 +86,11 @@ def group_linear(
 def pack(matrix: Matrix, codes: int, scales: int, offsets: int, out: int, /) -> None: ...
 def pack_half(matrix: Matrix, weights: int, first: int, rows: int, out: int, /) -> None: ...
 def look_up(matrix: Matrix, ids: int, rows: int, out: int, /) -> None: ...
-def run_layer(
-    layer: Layer, residual: int, step: Step, cache: Cache, workspace: Workspace, /
+def run_layers(
+    layers: Sequence[Layer],
+    residual: int,
+    steps: Sequence[Step],
+    caches: Sequence[Cache],
+    workspace: Workspace,
+    /,
 ) -> None: ...

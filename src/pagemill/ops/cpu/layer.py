@@ -1,7 +1,8 @@
-"""A decoder layer as one native call."""
+"""Decoder layers as one native call."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -16,17 +17,36 @@ from pagemill.ops.fused import LayerParts
 _GATES = {"silu": 0, "gelu_tanh": 1}
 
 
-class NativeLayer:
-    """Implements `WholeLayer`; keeps its parts alive, whose addresses the native object holds."""
+class NativeLayers:
+    """Implements `WholeLayers`."""
 
-    def __init__(self, parts: LayerParts, workspace: _native.Workspace) -> None:
-        self._parts = parts
+    def __init__(self, layers: Sequence[LayerParts], workspace: _native.Workspace) -> None:
+        self._layers = [_Layer(parts) for parts in layers]
+        self._native = [layer.native for layer in self._layers]
         self._workspace = workspace
+
+    def takes(self, residual: Tensor, plans: Sequence[Any]) -> bool:
+        steps = all(isinstance(plan, _native.Step) for plan in plans)
+        return steps and residual.dtype == torch.float32
+
+    def run(
+        self, residual: Tensor, caches: Sequence[tuple[Tensor, Tensor]], plans: Sequence[Any]
+    ) -> None:
+        pairs = zip(self._layers, caches, strict=True)
+        pages = [layer.pages(*cache, residual.dtype) for layer, cache in pairs]
+        _native.run_layers(self._native, float_address(residual), plans, pages, self._workspace)
+
+
+class _Layer:
+    """Keeps its parts alive, whose addresses the native object holds."""
+
+    def __init__(self, parts: LayerParts) -> None:
+        self._parts = parts
         # Only the owner keeps the pages alive: they are given up while the model sleeps.
         self._cache: tuple[ReferenceType[Tensor], _native.Cache] | None = None
         shape = parts.shape
         rope = parts.rope
-        self._layer = _native.Layer(
+        self.native = _native.Layer(
             parts.qkv.native,
             parts.o.native,
             parts.gate_up.native,
@@ -53,15 +73,10 @@ class NativeLayer:
             ),
         )
 
-    def takes(self, residual: Tensor, plan: Any) -> bool:
-        return isinstance(plan, _native.Step) and residual.dtype == torch.float32
-
-    def run(self, residual: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Any) -> None:
+    def pages(self, k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> _native.Cache:
         if self._cache is None or self._cache[0]() is not k_cache:
-            self._cache = ref(k_cache), cache_pages(k_cache, v_cache, residual.dtype)
-        _native.run_layer(
-            self._layer, float_address(residual), plan, self._cache[1], self._workspace
-        )
+            self._cache = ref(k_cache), cache_pages(k_cache, v_cache, dtype)
+        return self._cache[1]
 
 
 def can_be_whole(parts: LayerParts) -> bool:

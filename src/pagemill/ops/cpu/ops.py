@@ -5,13 +5,15 @@ The native module shares torch's OpenMP threads, hence torch is imported before 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from pagemill.ops.base import HeadShape
 from pagemill.ops.cpu import _native
-from pagemill.ops.cpu.layer import NativeLayer, can_be_whole
+from pagemill.ops.cpu.layer import NativeLayers, can_be_whole
 from pagemill.ops.cpu.matrix import MatrixProducts
 from pagemill.ops.cpu.types import (
     address,
@@ -20,7 +22,7 @@ from pagemill.ops.cpu.types import (
     float_address,
     type_code,
 )
-from pagemill.ops.fused import LayerParts, WholeLayer
+from pagemill.ops.fused import LayerParts, WholeLayers
 
 _SILU, _GELU_TANH = 0, 1
 
@@ -33,8 +35,10 @@ class CpuOps:
     def __init__(self) -> None:
         self.products = MatrixProducts()
 
-    def whole_layer(self, parts: LayerParts) -> WholeLayer | None:
-        return NativeLayer(parts, self.products.workspace) if can_be_whole(parts) else None
+    def whole_layers(self, layers: Sequence[LayerParts]) -> WholeLayers | None:
+        if not all(can_be_whole(parts) for parts in layers):
+            return None
+        return NativeLayers(layers, self.products.workspace)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._norm(x, None, weight, eps)

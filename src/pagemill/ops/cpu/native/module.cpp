@@ -2,6 +2,7 @@
 // of these kernels on a small batch. The callers in ops/cpu check shapes, types and strides, and
 // keep the tensors alive whose addresses these objects hold.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -112,9 +113,13 @@ void look_up(const Matrix& matrix, uintptr_t ids, int64_t rows, uintptr_t out) {
   chosen().look_up({at<int64_t>(ids), at<float>(out), rows, matrix});
 }
 
-void run_layer(const LayerArgs& layer, uintptr_t residual, const StepArgs& step,
-               const CacheArgs& cache, Workspace& workspace) {
-  chosen().layer(layer, {at<float>(residual), step, cache, &workspace});
+void run_layers(const std::vector<const LayerArgs*>& layers, uintptr_t residual,
+                const std::vector<const StepArgs*>& steps,
+                const std::vector<const CacheArgs*>& caches, Workspace& workspace) {
+  if (steps.size() != layers.size() || caches.size() != layers.size())
+    throw std::invalid_argument("a step and a cache for each layer");
+  for (size_t i = 0; i < layers.size(); i++)
+    chosen().layer(*layers[i], {at<float>(residual), *steps[i], *caches[i], &workspace});
 }
 
 void bind_values(nb::module_& m) {
@@ -191,5 +196,5 @@ NB_MODULE(_native, m) {
   m.def("pack", &pack_matrix, guard());
   m.def("pack_half", &pack_half_rows, guard());
   m.def("look_up", &look_up, guard());
-  m.def("run_layer", &run_layer, guard());
+  m.def("run_layers", &run_layers, guard());
 }
