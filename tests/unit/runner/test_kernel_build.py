@@ -171,6 +171,12 @@ def test_nobody_waits_for_what_no_start_needs() -> None:
     kernels.close()
 
 
+def test_the_rest_is_compiled_when_the_engine_has_started() -> None:
+    process = running(JOB, program="import sys; sys.exit(7 if sys.stdin.readline() else 0)")
+    KernelBuild(JOB, lambda job: process).compile_rest()
+    assert process.wait(30) == 7
+
+
 def test_closing_ends_what_still_compiles() -> None:
     process = running(JOB, program="import time; print(flush=True); time.sleep(60)")
     assert process.stdout is not None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts, detect
 from pagemill.errors import ModelLoadError
-from pagemill.executor.kernels.messages import Job, Progress
+from pagemill.executor.kernels.messages import GO_ON, Job, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,11 @@ class KernelBuild:
         """The engine has started: compile in the background what later steps may need."""
         if self._process is None:
             self._process = self._spawn(self._job)
+            return
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended early, which `wait` has said
+            self._process.stdin.write(GO_ON)
+            self._process.stdin.flush()
 
     def close(self) -> None:
         """End the process, if it still compiles in the background."""

@@ -7,6 +7,8 @@ import msgspec
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 
+GO_ON = b"\n"  # to a process in a hurry: the engine has started
+
 
 class Job(msgspec.Struct, frozen=True):
     """What to compile for, and files to make when what a start needs is done, and when all is."""

@@ -28,9 +28,12 @@ def _say(progress: Progress) -> None:
     sys.stdout.buffer.flush()
 
 
-def _end_with_parent() -> None:
-    """Ends this process, its children and their compilers, if nobody waits for them any more."""
-    if select.select([sys.stdin], [], [], 0)[0] and not os.read(sys.stdin.fileno(), 4096):
+def _end_with_parent(seconds: float | None = 0.0) -> None:
+    """Ends this process, its children and their compilers, if nobody waits for them any more.
+
+    Looks for up to `seconds`, or until the engine says anything.
+    """
+    if select.select([sys.stdin], [], [], seconds)[0] and not os.read(sys.stdin.fileno(), 4096):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.killpg(os.getpgid(0), signal.SIGTERM)
 
@@ -123,6 +126,8 @@ def _work(job: Job) -> int:
             _say(progress)
         if progress.ready:
             _make_stamp(job.start_stamp, progress)
+            if job.hurry:
+                _end_with_parent(None)  # compilers on all cores would slow the engine's start
         last, ready = progress, ready or progress.ready
     if last is not None:
         _make_stamp(job.full_stamp, last)
