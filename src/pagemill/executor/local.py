@@ -134,7 +134,7 @@ def build_local_executor(
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = find_decode_ops(config, context.ops, attention)
     if decode_ops is not None and config.pooling is None:
-        report("capturing graphs of decode steps")
+        report("capturing graphs of steps")
     phases.begin("cache and graphs")
     recipe = Recipe(
         load=partial(_reload, config, model_config, context, checkpoint, device),
