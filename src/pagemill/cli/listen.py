@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from contextlib import suppress
 
 from pagemill.errors import ConfigError
 
@@ -48,7 +49,8 @@ def _bound_unread(listener: socket.socket) -> None:
     """
     if sys.platform == "linux":
         milliseconds = int(UNREAD_SECONDS * 1000)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        with suppress(OSError):  # where Linux is emulated it may be missing
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def address(listener: socket.socket, *, tls: bool) -> str:

@@ -7,6 +7,7 @@ slots, and those only when they change.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -25,6 +26,8 @@ from pagemill.ops.decode import DecodeInputs, DecodeOps, DecodeState
 from pagemill.ops.sampling import Filters
 from pagemill.runner.inputs import plan_layers
 from pagemill.runner.slots import SlotState
+
+logger = logging.getLogger(__name__)
 
 _SMALL_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 _STEPS_PER_DOUBLING = 4  # beyond: padding costs at most a quarter of the rows
@@ -107,10 +110,28 @@ class DecodeGraphs:
         self._hidden: Tensor | None = None  # [most, hidden], once its width is known
         self._on_device = np.full(most, self._spare, np.int64)  # what `_slots` holds
         self._graphs: dict[tuple[int, Sampling], Graph] = {}
+        self._refused: set[tuple[int, Sampling]] = set()  # there was no memory for these
 
     @property
     def sizes(self) -> list[int]:
         return self._sizes
+
+    def find(self, num_rows: int, sampling: Sampling) -> Graph | None:
+        """The graph for at least `num_rows` rows, captured if it is missing.
+
+        A larger one stands in where there is no memory to capture it; None: there is none.
+        """
+        sizes = self._sizes[bisect_left(self._sizes, num_rows) :]
+        if (sizes[0], sampling) not in self._refused:
+            try:
+                return self.capture(num_rows, sampling)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._refused.add((sizes[0], sampling))
+                logger.warning("no memory for the CUDA graph of %d rows", sizes[0])
+        captured = (self._graphs.get((size, sampling)) for size in sizes)
+        return next((graph for graph in captured if graph is not None), None)
 
     def capture(self, num_rows: int, sampling: Sampling) -> Graph:
         """The graph for at least `num_rows` rows. No slot changes, but a new one takes a while."""
@@ -141,9 +162,8 @@ class DecodeGraphs:
         """Capture one that is missing, the commonest kind of sampling first; False if none is."""
         for sampling in _BY_USE:
             for size in reversed(self._sizes):
-                if (size, sampling) not in self._graphs:
-                    self.capture(size, sampling)
-                    return True
+                if (size, sampling) not in self._graphs and (size, sampling) not in self._refused:
+                    return self.find(size, sampling) is not None
         return False
 
     def pack(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:

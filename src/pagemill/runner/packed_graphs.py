@@ -148,7 +148,7 @@ class PackedGraphs:
         self._eager_steps[wanted] += 1
         if self._eager_steps[wanted] < _EAGER_STEPS or self._full:
             return None
-        return self._capture_under_load(wanted)
+        return self._capture_if_it_fits(wanted)
 
     def capture_first(self) -> int:
         """Capture what is wanted from the start on; how many there are."""
@@ -161,15 +161,13 @@ class PackedGraphs:
         """Capture what eager steps would have needed, the commonest first; False if nothing is."""
         if self._full or not self._eager_steps:
             return False
-        self.capture(self._eager_steps.most_common(1)[0][0])
-        return True
+        return self._capture_if_it_fits(self._eager_steps.most_common(1)[0][0]) is not None
 
     def capture_another(self) -> bool:
         """Capture one for few rows that is missing; False if none is."""
         for size in self._common():
             if size not in self._graphs and not self._full:
-                self.capture(size)
-                return True
+                return self._capture_if_it_fits(size) is not None
         return False
 
     def capture(self, size: Size) -> Graph:
@@ -219,7 +217,8 @@ class PackedGraphs:
         for num_rows, num_tokens in product(rows, tokens):
             yield Size(num_tokens, num_rows, Sampling.FILTERED)
 
-    def _capture_under_load(self, size: Size) -> Graph | None:
+    def _capture_if_it_fits(self, size: Size) -> Graph | None:
+        """None where memory lacks: then no more are tried."""
         try:
             return self.capture(size)
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from pagemill.ops.decode import DecodeOps
 from pagemill.ops.packed import PackedOps
 from pagemill.ops.sampling import SamplingOps
 from pagemill.runner.advance import advance
-from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling, is_out_of_memory
+from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling
 from pagemill.runner.inputs import (
     BatchLayout,
     build,
@@ -162,22 +162,16 @@ class ModelRunner:
     def capture_another(self) -> bool:
         """Capture a graph that is still missing, while no step is in flight; whether there was one.
 
-        With a speculator steps have drafts and use none. Lack of memory is no error here: what is
-        needed later is tried again then.
+        With a speculator steps have drafts and use none. Lack of memory is no error here.
         """
         if self._graphs is None or self._speculator is not None:
             return False
         packed = self._packed
-        try:
-            if packed is not None and packed.capture_missed():
-                return True
-            if self._graphs.capture_another():
-                return True
-            return packed is not None and packed.capture_another()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
+        if packed is not None and packed.capture_missed():
+            return True
+        if self._graphs.capture_another():
+            return True
+        return packed is not None and packed.capture_another()
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> None:
@@ -186,8 +180,9 @@ class ModelRunner:
         layout = BatchLayout.of(batch)
         if self._graphs is not None and layout.uniform and not layout.max_drafts:
             self._step = self._replay(self._graphs, batch, layout)
-            return
-        if self._packed is not None and batch.prompt_logprobs is None:
+            if self._step is not None:
+                return
+        elif self._packed is not None and batch.prompt_logprobs is None:
             self._step = self._replay_packed(self._packed, batch, layout)
             if self._step is not None:
                 return
@@ -210,10 +205,12 @@ class ModelRunner:
 
     def _replay(
         self, graphs: DecodeGraphs, batch: Batch, layout: BatchLayout
-    ) -> _ForwardStep | _SampledStep:
+    ) -> _ForwardStep | _SampledStep | None:
         """A decode step in one launch, with its sampling if that is simple."""
         num_rows, sampling = batch.num_rows, self._graph_sampling(batch, layout)
-        graph = graphs.capture(num_rows, sampling)
+        graph = graphs.find(num_rows, sampling)
+        if graph is None:
+            return None
         fields = self._slots.pack(batch) | graphs.pack(layout.slots)
         if fields:
             on_device = self._staging.upload(fields)

@@ -64,11 +64,14 @@ class KernelBuild:
         if config.pooling is not None and not config.pooling.cached:
             return None  # encoders, whose pooling asks the device how long texts are
         facts = detect("cuda")
-        stamp = _stamp(config, facts)
-        start_stamp = stamp.with_name(f"{stamp.name}-start")
-        if stamp.exists():
+        try:
+            stamp = _stamp(config, facts)
+        except RuntimeError:  # this user has no home, hence no cache folder
             return None
-        hurry = not start_stamp.exists()
+        start_stamp = stamp.with_name(f"{stamp.name}-start")
+        if _exists(stamp):
+            return None
+        hurry = not _exists(start_stamp)
         return cls(Job(config, facts, str(start_stamp), str(stamp), hurry=hurry))
 
     def wait(self, report: Callable[[str], None]) -> Progress | None:
@@ -89,10 +92,12 @@ class KernelBuild:
                 return progress
             done = progress.compiled + progress.found
             report(f"compiling kernels: {done} of {done + progress.left}")
+        code = self._process.wait()
+        self._end_group()
         logger.warning(
             "the process that compiles kernels ahead ended with code %d; they are compiled one by "
             "one, so this start takes longer",
-            self._process.wait(),
+            code,
         )
         return None
 
@@ -111,23 +116,42 @@ class KernelBuild:
         if self._process is None:
             return
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)  # with the compilers it has started
+        with suppress(BrokenPipeError):  # of what it has not read
+            self._process.stdin.close()
+        self._end_group()
         self._process.wait()
         self._process.stdout.close()
+
+    def _end_group(self) -> None:
+        """End what the process has left behind, and itself: compilers are forks of it."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
 
 
 def _stamp(config: EngineConfig, facts: DeviceFacts) -> Path:
     """A file that exists once all kernels of this configuration have been compiled."""
     same = msgspec.structs.replace(config, hash_key="", served_model_names=(), seed=0)
-    parts = [msgspec.json.encode(same), msgspec.json.encode(facts), _version("triton").encode()]
+    parts = [msgspec.json.encode(same), msgspec.json.encode(facts)]
+    parts += [_version(package).encode() for package in ("triton", "torch")]
+    parts += [f"{k}={v}".encode() for k, v in sorted(os.environ.items()) if k.startswith("TRITON_")]
+    model = Path(config.model)
     package = Path(__file__).parents[2]
-    for path in sorted(package.rglob("*.py")):
-        stat = path.stat()
-        parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+    files = (model, model / "config.json", *sorted(package.rglob("*.py")))
+    for path in files:
+        with suppress(OSError):
+            stat = path.stat()
+            parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
     digest = hashlib.sha256(b"\n".join(parts)).hexdigest()
     return _cache_folder() / f"pagemill-{digest}"
+
+
+def _exists(path: Path) -> bool:
+    """False, not an error, in a folder that cannot be read."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _cache_folder() -> Path:

@@ -27,4 +27,5 @@ class Progress(msgspec.Struct, frozen=True):
     found: int
     left: int
     ready: bool = False  # the engine will find all that it needs to start
+    lost: int = 0  # not compiled, for reasons that have nothing to do with the kernel
     failed: str = ""  # which kernel does not compile, and why

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 BACKGROUND_NICENESS = 10
 _MAX_ERROR = 4000  # bytes: fits into a pipe that nobody reads yet
-COMPILED, FOUND, FAILED = 0, 3, 4  # how a child exits
+COMPILED, FOUND, FAILED, LOST = 0, 3, 4, 5  # how a child exits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Tally:
     compiled: list[str] = field(default_factory=list)
     found: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
 
 
 class ForkPool:
@@ -92,9 +93,10 @@ class ForkPool:
             self.tally.compiled.append(name)
         elif code == FOUND:
             self.tally.found += 1
-        else:
-            text = b"".join(parts).decode(errors="replace")
-            self.tally.failed[name] = text or f"the compiler ended with code {code}"
+        elif code == FAILED:
+            self.tally.failed[name] = b"".join(parts).decode(errors="replace")
+        else:  # LOST, or killed, most likely for memory: the engine compiles it alone
+            self.tally.lost.append(name)
 
 
 def _run_child(work: Work, writer: int, niceness: int) -> None:
@@ -104,6 +106,8 @@ def _run_child(work: Work, writer: int, niceness: int) -> None:
         os.dup2(2, 1)  # the parent's standard output is not for compilers
         os.nice(niceness)
         code = COMPILED if work.run() else FOUND
+    except (OSError, MemoryError):
+        code = LOST  # of the machine, not of the kernel
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent reports it
         os.write(writer, f"{type(error).__name__}: {error}".encode()[:_MAX_ERROR])
     finally:

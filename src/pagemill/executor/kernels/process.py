@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from pagemill.executor.kernels.messages import Job, Progress
 from pagemill.executor.kernels.pool import BACKGROUND_NICENESS, ForkPool, Work
 
 _TURN_SECONDS = 0.05
+_MOST_COMPILERS = 16  # each takes some hundred megabytes
 
 
 def _say(progress: Progress) -> None:
@@ -73,7 +75,7 @@ def compile_all(job: Job) -> Iterator[Progress]:
 
     facts = job.facts
     use_compile_only(GpuModel(facts.capability, facts.num_sms, facts.shared_memory))
-    pool = ForkPool(facts.num_threads)
+    pool = ForkPool(max(1, min(_MOST_COMPILERS, facts.num_threads - 1)))  # one core is the engine's
 
     def needed(variant: KernelVariant) -> None:
         pool.submit(Work(variant.name, variant.compile))
@@ -81,7 +83,7 @@ def compile_all(job: Job) -> Iterator[Progress]:
     def progress(ready: bool = False) -> Progress:
         tally = pool.tally
         failed = next((f"{name}: {why}" for name, why in tally.failed.items()), "")
-        return Progress(len(tally.compiled), tally.found, pool.left, ready, failed)
+        return Progress(len(tally.compiled), tally.found, pool.left, ready, len(tally.lost), failed)
 
     pool.submit(Work("driver", _build_driver))
     with collecting(needed), ShapeRules():  # type: ignore[no-untyped-call]
@@ -122,7 +124,7 @@ def _work(job: Job) -> int:
     last, ready = None, False
     for progress in compile_all(job):
         _end_with_parent()
-        if progress != last and not ready:
+        if job.hurry and progress != last and not ready:
             _say(progress)
         if progress.ready:
             _make_stamp(job.start_stamp, progress)
@@ -135,7 +137,10 @@ def _work(job: Job) -> int:
 
 
 def _make_stamp(path: str, progress: Progress) -> None:
-    if not progress.failed:
+    """Remember that nothing is left to compile. Without one, a later start looks again."""
+    if progress.failed or progress.lost:
+        return
+    with suppress(OSError):  # kernels on a disk that cannot be written to are used all the same
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
 

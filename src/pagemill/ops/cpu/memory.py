@@ -8,6 +8,7 @@ mapping, which lives until the last of them is gone.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ class WeightMemory:
         taken = -(-size // _ALIGNMENT) * _ALIGNMENT
         if taken > self._mapping.numel():
             self._mapping = _map(max(taken, _MAPPING))
-        part = self._mapping[:size]
-        self._mapping = self._mapping[taken:]
+        part, rest = self._mapping[:size], self._mapping[taken:]
+        # Even an empty view would keep the whole mapping.
+        self._mapping = rest if rest.numel() else torch.empty(0, dtype=torch.uint8)
         return part
 
 
@@ -38,7 +40,8 @@ def _map(size: int) -> Tensor:
     # Private: shared memory, which is the default, gets no huge pages.
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # Python knows of them, this kernel may not
+            memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % _HUGE_PAGE
     return whole[start : start + size]
