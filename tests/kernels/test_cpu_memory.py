@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+
 import pytest
 import torch
 
@@ -27,3 +30,18 @@ def test_parts_outlive_what_gave_them() -> None:
     part = WeightMemory().zeros(100)
     part.fill_(7)
     assert part.sum() == 700
+
+
+def test_a_used_up_mapping_is_let_go() -> None:
+    memory = WeightMemory()
+    part = memory.zeros(64 << 20)
+    assert memory._mapping.untyped_storage().data_ptr() != part.untyped_storage().data_ptr()
+
+
+def test_systems_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Refusing)
+    assert WeightMemory().zeros(100).sum() == 0

@@ -147,6 +147,17 @@ def test_lack_of_memory_while_idle_ends_nothing(error: RuntimeError) -> None:
         driver.runner.capture_another()
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_without_memory_for_a_graph_steps_go_on(captured: bool) -> None:
+    """By larger graphs, if there are any, else without."""
+    driver, params = GraphDriver(), [GREEDY, FILTERED, RANDOM]
+    if captured:
+        driver.runner.capture_graphs()
+    driver.device.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+    assert generate(driver, params, ORDERS) == generate(Driver(), params, ORDERS)
+    assert (driver.device.num_replayed > 0) == captured
+
+
 def test_graphs_can_be_turned_off() -> None:
     driver = GraphDriver(cuda_graphs=False)
     generate(driver, [GREEDY], [[0]] * 3)

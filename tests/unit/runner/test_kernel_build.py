@@ -16,7 +16,7 @@ import pytest
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.errors import ModelLoadError
-from pagemill.executor.kernels import build
+from pagemill.executor.kernels import build, process
 from pagemill.executor.kernels.build import KernelBuild
 from pagemill.executor.kernels.messages import Job, Progress
 from pagemill.executor.kernels.pool import ForkPool, Work
@@ -201,3 +201,31 @@ def test_nothing_is_started_for_cpus_or_when_all_is_compiled(
 
 def test_the_job_keeps_what_it_names() -> None:
     assert msgspec.json.decode(msgspec.json.encode(LATER), type=Job) == LATER
+
+
+def test_folders_that_cannot_be_used_are_no_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    process._make_stamp(str(tmp_path / "file" / "stamp"), Progress(1, 0, 0, ready=True))
+    process._make_stamp(str(tmp_path / "stamp"), Progress(1, 0, 0, ready=True, lost=1))
+    assert not (tmp_path / "stamp").exists()
+    process._make_stamp(str(tmp_path / "stamp"), Progress(1, 0, 0, ready=True))
+    assert (tmp_path / "stamp").exists()
+
+    def no_home(cls: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.delenv("TRITON_HOME", raising=False)
+    monkeypatch.setattr(build, "detect", lambda device: FACTS)
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    assert KernelBuild.start(CONFIG) is None
+
+
+def test_closing_after_an_early_end() -> None:
+    process = running(JOB, program="pass")
+    process.wait()
+    kernels = KernelBuild(JOB, lambda job: process)
+    kernels.compile_rest()
+    kernels.close()

@@ -309,6 +309,20 @@ def test_lack_of_memory_under_load_is_said_once(caplog: pytest.LogCaptureFixture
         other.launch(Row(0, 3)).wait()
 
 
+@pytest.mark.usefixtures("eager_steps")
+def test_lack_of_memory_while_idle_does_not_keep_others_waiting() -> None:
+    driver = packed_driver()
+    driver.admit(0, [1, 2, 3])
+    driver.tokens(Row(0, 3))
+    packed = driver.runner._packed
+    assert packed is not None
+    driver.device.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+    assert not packed.capture_missed()
+    driver.device.error = None
+    assert not packed.capture_missed()  # there is no more to try: decode graphs come next
+    assert driver.runner.capture_another()
+
+
 @pytest.mark.parametrize("most", [1, 128, 129, 1000, 2048, 4096, 100_000])
 def test_token_sizes_are_few_and_near(most: int) -> None:
     sizes = token_sizes(most)
