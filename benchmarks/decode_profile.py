@@ -1,6 +1,6 @@
 """Where a decode step's time goes: kernels by time, and the share in which the GPU is idle.
 
-PYTHONPATH=src python3 benchmarks/decode_profile.py qwen3-0.6b [--requests 1] [--tokens 64]
+    PYTHONPATH=src python3 benchmarks/decode_profile.py qwen3-0.6b [--requests 1 32] [--prompt 512]
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pagemill import LLM, SamplingParams
 TOP = 16
 
 
-def generate(llm: LLM, requests: int, tokens: int) -> None:
-    prompts = [list(range(10 + i, 138 + i)) for i in range(requests)]
+def generate(llm: LLM, requests: int, prompt: int, tokens: int) -> None:
+    prompts = [list(range(10 + i, 10 + prompt + i)) for i in range(requests)]
     params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
     llm.generate(prompts, params, use_tqdm=False)
 
@@ -52,10 +52,21 @@ def report(events: list[tuple[str, float, float]], steps: float) -> None:
         print(f"{share:9.1f} us a step {len(durations) / steps:7.1f} x {mean:8.2f} us  {name[:70]}")
 
 
+def measure(llm: LLM, requests: int, prompt: int, tokens: int) -> None:
+    generate(llm, requests, prompt, tokens)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        generate(llm, requests, prompt, tokens)
+    events = kernels(profiled, share=0.5)
+    steps = sum("decode_advance" in name for name, _, _ in events) or tokens / 2
+    print(f"{requests} requests, prompts of {prompt} tokens")
+    report(events, steps)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=SHAPES)
-    parser.add_argument("--requests", type=int, default=1)
+    parser.add_argument("--requests", type=int, nargs="+", default=[1])
+    parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -65,13 +76,9 @@ def main() -> None:
             skip_tokenizer_init=True,
             max_model_len=4096,
         )
-        generate(llm, args.requests, args.tokens)
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            generate(llm, args.requests, args.tokens)
-    events = kernels(profiled, share=0.5)
-    steps = sum("decode_advance" in name for name, _, _ in events) or args.tokens / 2
-    print(f"{args.model}, {args.requests} requests")
-    report(events, steps)
+        print(args.model)
+        for requests in args.requests:
+            measure(llm, requests, args.prompt, args.tokens)
 
 
 if __name__ == "__main__":
