@@ -197,7 +197,11 @@ class ServeArgs:
         None, _SCHEDULE, "most requests computed at once", kind=int, metavar="N"
     )
     max_num_batched_tokens: int | None = flag(
-        None, _SCHEDULE, "most tokens computed in one step", kind=int, metavar="N"
+        None,
+        _SCHEDULE,
+        "most tokens computed in one step; default: by device, on GPUs also by the model's size",
+        kind=int,
+        metavar="N",
     )
     max_num_queued_reqs: int = flag(
         1024, _SCHEDULE, "most requests waiting; more get 503", kind=int, metavar="N"

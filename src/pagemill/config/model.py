@@ -74,3 +74,16 @@ class ModelConfig:
         if not self.layer_types:
             return 0
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else 0
+
+
+def num_weights(model: ModelConfig) -> tuple[int, int]:
+    """Weights of the linear layers, the head included, and of the embedding table.
+
+    A tied head is counted with the embedding.
+    """
+    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
+    attention = model.hidden_size * head_dim * (2 * heads + 2 * kv_heads)
+    mlp = 3 * model.hidden_size * model.intermediate_size
+    vocabulary = model.vocab_size * model.hidden_size
+    head = 0 if model.tie_embeddings else vocabulary
+    return model.num_layers * (attention + mlp) + head, vocabulary

@@ -5,12 +5,13 @@ Every choice that depends on the model or the device is made here and nowhere el
 
 from __future__ import annotations
 
+import math
 import sys
 
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
-from pagemill.config.model import ModelConfig
+from pagemill.config.model import ModelConfig, num_weights
 from pagemill.config.pooling import PoolingConfig
 from pagemill.config.quantization import checkpoint_scheme
 from pagemill.config.resolve_pooling import with_pooling
@@ -24,6 +25,11 @@ MAX_FRONTENDS = 64
 MAX_KEEP_ALIVE = 3600
 MAX_AUTO_FRONTENDS = 8
 PREFILL_SHARE = 0.5  # for long prompts while others wait, so that these start soon
+# Tokens times weights of a GPU's step. Each pair costs 2 FLOP, so at the 700 TFLOP/s that products
+# of an H100 or H200 reach in bfloat16 a full step takes about 0.2 s. All rows of a step wait for
+# it: with more, a large model's first tokens come late, and no more of them a second.
+CUDA_STEP_WORK = 6.4e13
+CUDA_MIN_STEP_TOKENS = 2048  # fewer leave products too small to keep a GPU busy
 FP8_CAPABILITY = (8, 9)
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -45,7 +51,7 @@ def resolve(
     ConfigError, naming the flag and what to change.
     """
     _check(args)
-    max_num_seqs, max_num_batched_tokens = _batch_size(args, device)
+    max_num_seqs, max_num_batched_tokens = _batch_size(args, model, device)
     quantization = _quantization(args, model, device, generates=pooling is None)
     config = EngineConfig(
         model=path or args.model or "",
@@ -210,18 +216,25 @@ def _max_model_len(asked: int | None, model: ModelConfig) -> int:
     return asked or model.max_position
 
 
-def _batch_size(args: ServeArgs, device: DeviceFacts) -> tuple[int, int]:
+def _batch_size(args: ServeArgs, model: ModelConfig, device: DeviceFacts) -> tuple[int, int]:
     """Most requests and most tokens of a step: what keeps the device busy without long steps."""
     if device.type == "cpu":
         seqs, tokens = 64, 512
     elif device.total_memory < 70 * GIB:
-        seqs, tokens = 256, 2048
+        seqs, tokens = 256, CUDA_MIN_STEP_TOKENS
     elif device.total_memory < 130 * GIB:
-        seqs, tokens = 1024, 8192
+        seqs, tokens = 1024, min(8192, _cuda_step_tokens(model))
     else:
-        seqs, tokens = 1024, 16384
+        seqs, tokens = 1024, min(16384, _cuda_step_tokens(model))
     tokens = args.max_num_batched_tokens or max(tokens, args.max_num_seqs or 0)
     return args.max_num_seqs or min(seqs, tokens), tokens
+
+
+def _cuda_step_tokens(model: ModelConfig) -> int:
+    """The power of two next to `CUDA_STEP_WORK`'s tokens; looking up an embedding is no work."""
+    linear, embedding = num_weights(model)
+    tokens = CUDA_STEP_WORK / (linear + embedding * model.tie_embeddings)
+    return max(CUDA_MIN_STEP_TOKENS, 2 ** round(math.log2(tokens)))
 
 
 def _kv_cache_bytes(args: ServeArgs, device: DeviceFacts) -> int:

@@ -15,6 +15,7 @@ from pagemill.cli.doctor import command, findings, fits, machine, software, stor
 from pagemill.cli.doctor.facts import Cpu, Disk, Facts, Gpu, Memory, Port, Software, Trial
 from pagemill.cli.main import main
 from pagemill.config.facts import DeviceFacts
+from pagemill.config.model import num_weights
 
 GIB = 2**30
 CPU = DeviceFacts("cpu", "CPU", 16 * GIB, 4, bfloat16=False)
@@ -236,7 +237,7 @@ def test_the_table_follows_the_memory() -> None:
     [("SmolLM2-135M", 0.135), ("Qwen3-0.6B", 0.596), ("Llama-3.1-8B", 8.03), ("Qwen3-32B", 32.8)],
 )
 def test_sizes_are_those_of_the_models(name: str, billions: float) -> None:
-    linear, embedding = fits.num_weights(dict(fits.SIZES)[name])
+    linear, embedding = num_weights(dict(fits.SIZES)[name])
     assert (linear + embedding) / 1e9 == pytest.approx(billions, rel=0.01)
 
 

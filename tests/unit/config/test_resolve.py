@@ -9,6 +9,7 @@ import sys
 import msgspec
 import pytest
 
+from pagemill.cli.doctor.fits import SIZES
 from pagemill.config.args import MAX_FLAGS, ServeArgs, flags
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts, cpu_facts
@@ -89,6 +90,29 @@ def test_slow_types_are_remarked_on() -> None:
 def test_batch_size_follows_the_device(device: DeviceFacts, seqs: int, tokens: int) -> None:
     config = run(device)
     assert (config.max_num_seqs, config.max_num_batched_tokens) == (seqs, tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "on_h100", "on_h200"),
+    [
+        ("SmolLM2-135M", 8192, 16384),
+        ("Qwen3-0.6B", 8192, 16384),
+        ("Qwen3-4B", 8192, 16384),
+        ("Llama-3.1-8B", 8192, 8192),
+        ("Qwen3-14B", 4096, 4096),
+        ("Qwen3-32B", 2048, 2048),
+        ("Llama-3.3-70B", 2048, 2048),
+    ],
+)
+def test_steps_of_large_models_have_fewer_tokens_on_a_gpu(
+    name: str, on_h100: int, on_h200: int
+) -> None:
+    model = dict(SIZES)[name]
+    assert run(H100, model).max_num_batched_tokens == on_h100
+    assert run(H200, model).max_num_batched_tokens == on_h200
+    assert run(T4, model).max_num_batched_tokens == 2048
+    assert run(CPU, model).max_num_batched_tokens == 512
+    assert run(H200, model, max_num_batched_tokens=10_000).max_num_batched_tokens == 10_000
 
 
 def test_batch_sizes_stay_consistent() -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from pagemill.config.args import ServeArgs, flags
 from pagemill.config.facts import DeviceFacts
-from pagemill.config.model import ModelConfig, RopeConfig
+from pagemill.config.model import ModelConfig, RopeConfig, num_weights
 from pagemill.config.resolve import resolve
 from pagemill.errors import ConfigError
 
@@ -124,16 +124,3 @@ def _fit(
         context=min(tokens, config.max_model_len),
         tokens=tokens,
     )
-
-
-def num_weights(model: ModelConfig) -> tuple[int, int]:
-    """Weights of the linear layers, the head included, and of the embedding table.
-
-    A tied head is counted with the embedding.
-    """
-    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
-    attention = model.hidden_size * head_dim * (2 * heads + 2 * kv_heads)
-    mlp = 3 * model.hidden_size * model.intermediate_size
-    vocabulary = model.vocab_size * model.hidden_size
-    head = 0 if model.tie_embeddings else vocabulary
-    return model.num_layers * (attention + mlp) + head, vocabulary
