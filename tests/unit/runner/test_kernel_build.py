@@ -54,6 +54,19 @@ print(hits)
 """
 
 
+OLD_LAUNCHERS = """
+from triton.backends.nvidia import driver as nvidia
+built = []
+nvidia.make_launcher = None
+nvidia.CudaLauncher = lambda src, metadata: built.append((src.fn.__name__, metadata.num_warps))
+found = []
+with collecting(found.append):
+    norm.rms_norm(x, weight, 1e-6)
+found[0].compile()
+print(built)
+"""
+
+
 def run_python(code: str, folder: Path) -> str:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(folder)
@@ -66,6 +79,11 @@ def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     assert run_python(NORM + AHEAD, tmp_path) == "[('_rms_norm_kernel', True, False)]\n"
     assert run_python(NORM + LAUNCH, tmp_path) == "[True]\n"
+
+
+def test_launchers_are_built_ahead_where_each_kernel_has_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    assert run_python(NORM + OLD_LAUNCHERS, tmp_path) == "[('_rms_norm_kernel', 4)]\n"
 
 
 def fail() -> bool:

@@ -8,7 +8,7 @@ list of the variants it needs: types, alignment, constants and options, as Trito
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,21 @@ class KernelVariant:
         with knobs.runtime.scope(), knobs.compilation.scope():
             knobs.runtime.jit_cache_hook = None
             knobs.compilation.listener = lambda *, cache_hit, **_: found.append(cache_hit)
-            self.function.preload(self.data)
+            _build_launcher(self.function.preload(self.data))
         return not all(found)
+
+
+def _build_launcher(kernel: Any) -> None:
+    """The C module that hands a kernel its arguments, into the cache folder too.
+
+    Before Triton 3.7 there is one for each signature, and a C compiler needs 0.3 s for each when it
+    is first launched. Where that fails the engine meets the same, and says what is missing.
+    """
+    from triton.backends.nvidia import driver as nvidia
+
+    if hasattr(nvidia, "make_launcher"):
+        with suppress(Exception):
+            nvidia.CudaLauncher(kernel.src, kernel.metadata)
 
 
 class _Skipped:
