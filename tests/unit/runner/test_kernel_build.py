@@ -17,6 +17,7 @@ import pytest
 
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
+from pagemill.config.pooling import PoolingConfig
 from pagemill.errors import ModelLoadError
 from pagemill.executor.kernels import build, process
 from pagemill.executor.kernels.build import KernelBuild
@@ -251,6 +252,15 @@ def test_a_start_that_has_the_kernels_of_another_waits_for_none(
     assert KernelBuild.start(config("a", "{}", prefix_caching=False, **other)) is None
     for changed in (config("other", "{ }"), config("a", "{}", max_num_seqs=7)):
         assert not build._stamp(changed, FACTS).exists()
+
+
+def test_encoders_wait_for_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "detect", lambda device: FACTS)
+    pooling = PoolingConfig(task="embed", method="mean", width=4, cached=False)
+    kernels = KernelBuild.start(msgspec.structs.replace(CONFIG, pooling=pooling))
+    assert kernels is not None and kernels.wait(lambda phase: None) is None
+    kernels.close()
 
 
 def test_the_job_keeps_what_it_names() -> None:

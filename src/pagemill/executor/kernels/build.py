@@ -88,8 +88,6 @@ class KernelBuild:
         """
         if config.device != "cuda" or config.ops != "default" or not find_spec("triton"):
             return None
-        if config.pooling is not None and not config.pooling.cached:
-            return None  # encoders, whose pooling asks the device how long texts are
         facts = detect("cuda")
         try:
             stamp = _stamp(config, facts)
@@ -98,7 +96,9 @@ class KernelBuild:
         start_stamp = stamp.with_name(f"{stamp.name}-start")
         if _exists(stamp):
             return None
-        hurry = not _exists(start_stamp)
+        # An encoder's start launches few: it would wait for the process, not for kernels.
+        is_encoder = config.pooling is not None and not config.pooling.cached
+        hurry = not (is_encoder or _exists(start_stamp))
         return cls(Job(config, facts, str(start_stamp), str(stamp), hurry=hurry))
 
     def wait(self, report: Callable[[str], None]) -> Progress | None:
