@@ -14,8 +14,9 @@ HEAD = """# Settings
 
 All flags of `pagemill serve`, made by `docs/generate.py`. `run-batch`, `bench` and `LLM(...)` take
 those of the model, of computing, of memory and of scheduling, too. The only variables of the
-environment are `PAGEMILL_API_KEY` and `PAGEMILL_ADMIN_KEY`, and those of libraries: `HF_HOME`,
-`HF_TOKEN` and their like, `OTEL_SERVICE_NAME` and its like.
+environment are `PAGEMILL_API_KEY` and `PAGEMILL_ADMIN_KEY`, for tests `PAGEMILL_CPU_ISA`, and those
+of libraries: `HF_HOME`, `HF_TOKEN` and their like, `OTEL_SERVICE_NAME` and its like,
+`TRITON_CACHE_DIR`, where GPU kernels are kept.
 """
 
 

@@ -16,7 +16,10 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from pagemill.api.app import ENDPOINTS
+from pagemill.api.connection import run_unless_left
+from pagemill.api.errors import ClientDisconnected
 from pagemill.api.forward import ANYWHERE, Forwarder, OwnerDoor
+from pagemill.cli.http import StreamingProtocol
 
 
 def test_the_paths_that_are_answered_anywhere_exist() -> None:
@@ -28,7 +31,7 @@ async def local(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Owner:
-    """Tells what it was asked; `/stream` goes on until its client leaves."""
+    """Tells what it was asked; `/stream` and `/unread` go on until their client leaves."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -37,6 +40,12 @@ class Owner:
         request = Request(scope, receive)
         if request.url.path == "/stream":
             await StreamingResponse(self._events())(scope, receive, send)
+            return
+        if request.url.path == "/unread":
+            try:
+                await run_unless_left(asyncio.sleep(3600), scope)
+            except ClientDisconnected:
+                self.left.set()
             return
         if request.url.path == "/early":
             await JSONResponse({"by": "owner"}, status_code=413)(scope, receive, send)
@@ -68,10 +77,18 @@ async def running(owner: Owner) -> AsyncIterator[httpx.AsyncClient]:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "owner")
         behind = uvicorn.Server(
-            uvicorn.Config(OwnerDoor(owner), uds=path, lifespan="off", log_level="warning")
+            uvicorn.Config(
+                OwnerDoor(owner),
+                uds=path,
+                http=StreamingProtocol,
+                lifespan="off",
+                log_level="warning",
+            )
         )
         app = Forwarder(local, path)
-        front = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="warning"))
+        front = uvicorn.Server(
+            uvicorn.Config(app, port=0, http=StreamingProtocol, lifespan="off", log_level="warning")
+        )
         tasks = [asyncio.create_task(server.serve()) for server in (behind, front)]
         while not (behind.started and front.started):
             await asyncio.sleep(0.01)
@@ -127,6 +144,21 @@ def test_streams_come_piece_by_piece_and_end_with_their_client() -> None:
                     assert line == "data: 1"
                     break
             await asyncio.wait_for(owner.left.wait(), 20)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_ends_a_request_whose_body_nobody_reads() -> None:
+    async def scenario() -> None:
+        owner = Owner()
+        async with running(owner) as http:
+            port = http.base_url.port
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
+            writer.write(b"x" * 600_000)  # more than the buffers between frontend and owner hold
+            await writer.drain()
+            writer.close()
+            await asyncio.wait_for(owner.left.wait(), 5)
 
     asyncio.run(scenario())
 

@@ -102,6 +102,29 @@ def test_waking_calls_off_a_sleep_that_waits_for_requests() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("how", ["mode=abort", "timeout=0.01"])
+def test_a_call_with_less_patience_cuts_a_drain_short(how: str) -> None:
+    async def run() -> None:
+        client = FakeClient(first_delay=FOREVER)
+        context = context_of(client)
+        async with http_client(context, headers=ADMIN) as http:
+            running = asyncio.create_task(http.post("/v1/completions", json=COMPLETION))
+            while not client.open_ids:
+                await asyncio.sleep(0.001)
+            patient = asyncio.create_task(http.post("/sleep?timeout=3600"))
+            while not client.stats.sleep_level:
+                await asyncio.sleep(0.001)
+            async with asyncio.timeout(FOREVER / 2):
+                answers = await asyncio.gather(patient, http.post(f"/sleep?level=2&{how}"))
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert client.aborted and not running.done()
+            running.cancel()
+            assert client.stats.sleep_level == 2
+            assert not context.sleep_deadlines
+
+    asyncio.run(run())
+
+
 def test_leaving_calls_off_a_sleep_that_waits_for_requests() -> None:
     client = FakeClient(first_delay=FOREVER)
     context = context_of(client)
@@ -117,7 +140,7 @@ def test_leaving_calls_off_a_sleep_that_waits_for_requests() -> None:
             assert wait_until(lambda: client.stats.sleep_level == 0, 5.0)
             assert http.get("/ready").status_code == 200
             assert client.open_ids
-            assert not context.sleep_lock.locked()
+            assert not context.sleep_lock.locked() and not context.sleep_deadlines
         assert ("sleep", (1,)) not in client.controls
 
 

@@ -20,7 +20,9 @@ from kernels.triton_harness import DEVICES
 from pagemill.checkpoint.open import open_checkpoint
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
+from pagemill.config.pooling import Method, PoolingConfig
 from pagemill.device.shape_rules import ShapeRules
+from pagemill.executor.base import Runner
 from pagemill.executor.cache import CachePlan
 from pagemill.executor.kernels.rehearsal import Rehearsal
 from pagemill.executor.parts import (
@@ -30,12 +32,14 @@ from pagemill.executor.parts import (
     choose_attention,
     find_decode_ops,
 )
+from pagemill.executor.pooling import select_builder
 from pagemill.models.loader import load_model
 from pagemill.ops.triton import launch
 from pagemill.ops.triton.collect import GpuModel, collecting, use_compile_only
 from pagemill.params import SamplingParams
 from pagemill.runner.memory import dummy_batch
 from pagemill.runner.runner import ModelRunner
+from pagemill.scheduler.batch import Batch
 from unit.runner.graph_harness import GraphDevice
 
 pytestmark = pytest.mark.skipif(DEVICES != ["cpu"], reason="needs the interpreter")
@@ -51,13 +55,19 @@ RANDOM = SamplingParams(temperature=0.7)
 FILTERED = SamplingParams(temperature=0.7, top_k=5, top_p=0.8, min_p=0.05)
 NUM_ROWS = 18
 
+ARCHITECTURES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "bert": "BertModel",
+}
+
 Variants = set[tuple[str, str]]
 Noting = Callable[[], AbstractContextManager[Variants]]
 
 
 def make_config(folder: Path, kind: str, dtype: str, **other: Any) -> EngineConfig:
     files = {
-        "architectures": [{"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[kind]],
+        "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -67,6 +77,7 @@ def make_config(folder: Path, kind: str, dtype: str, **other: Any) -> EngineConf
         "head_dim": 16,
         "vocab_size": 64,
         "rms_norm_eps": 1e-6,
+        "layer_norm_eps": 1e-6,
         "max_position_embeddings": 128,
         "tie_word_embeddings": kind == "qwen3",
     }
@@ -136,23 +147,21 @@ def rehearse(config: EngineConfig) -> Iterator[None]:
         yield from rehearsal.serving()
 
 
-def real_runner(config: EngineConfig) -> ModelRunner:
+def real_runner(config: EngineConfig) -> Runner:
     """On the CPU, with the GPU's kernels in the interpreter."""
     device = GraphDevice(1)
     model_config = open_checkpoint(config.model).model_config()
     context = build_context(config, model_config, device)
     attention = choose_attention(config, device)
-    model = load_model(model_config, context, None)
+    model = load_model(model_config, context, None, build=select_builder(config))
     plan = CachePlan(config, model, cache_type(config, device, context))
     decode_ops = find_decode_ops(config, context.ops, attention)
-    runner = build_runner(
+    return build_runner(
         config, model, device, attention, plan, 40, context.ops, decode_ops=decode_ops
     )
-    assert isinstance(runner, ModelRunner)
-    return runner
 
 
-def serve(runner: ModelRunner) -> None:
+def serve(runner: Runner) -> None:
     """Prompts alone and beside generating rows, then decode steps of several sizes."""
     steps = [
         dummy_batch(np.array(lengths, np.int32), params)
@@ -167,19 +176,32 @@ def serve(runner: ModelRunner) -> None:
             ([2] * NUM_ROWS, RANDOM),
         ]
     ]
-    steps += [
-        dummy_batch(np.ones(rows, np.int32), params, resident=True)
-        for rows in (1, 3, 9, NUM_ROWS)
-        for params in (GREEDY, RANDOM, FILTERED)
-    ]
+    if isinstance(runner, ModelRunner):
+        steps += decode_steps()
     for batch in steps:
         runner.forward(batch)
         runner.sample(batch).wait()
 
 
+def decode_steps() -> list[Batch]:
+    return [
+        dummy_batch(np.ones(rows, np.int32), params, resident=True)
+        for rows in (1, 3, 9, NUM_ROWS)
+        for params in (GREEDY, RANDOM, FILTERED)
+    ]
+
+
+def embedder(method: Method, *, cached: bool) -> dict[str, Any]:
+    pooling = PoolingConfig(task="embed", method=method, width=64, cached=cached)
+    return {"pooling": pooling, "cuda_graphs": False, "block_size": 16 if cached else 128}
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "other"),
     [
+        ("bert", "float16", embedder("mean", cached=False)),
+        ("bert", "bfloat16", embedder("cls", cached=False)),
+        ("qwen3", "bfloat16", embedder("last", cached=True)),
         ("qwen3", "bfloat16", {}),
         ("llama", "float16", {"kv_cache_dtype": "fp8"}),
         ("qwen3", "float32", {"cuda_graphs": False}),
@@ -198,6 +220,6 @@ def test_no_variant_is_left_out(
             pass
     with note_launches() as launched:
         serve(real_runner(config))
-    assert len(launched) > 10
+    assert len(launched) > (2 if "pooling" in other else 10)
     missing = [f"{name}: {data}" for name, data in launched - found]
     assert not missing, "\n".join(missing)

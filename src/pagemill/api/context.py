@@ -180,6 +180,7 @@ class ServerContext:
     stored: ResponseStore = field(default_factory=ResponseStore)
     probe_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # /health needs no key
     sleep_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    sleep_deadlines: list[float] = field(default_factory=list)  # of open calls of /sleep
     num_waking: int = 0  # calls of /wake_up, which call off a /sleep that still waits
     started_at: int = field(default_factory=lambda: int(time.time()))
     _chat_format: tuple[Renderer, ChatFormat] | None = None

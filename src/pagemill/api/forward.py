@@ -15,6 +15,7 @@ from typing import Any
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pagemill.api.connection import run_unless_left
 from pagemill.api.errors import ClientDisconnected, error_response
 from pagemill.errors import OverloadedError
 
@@ -74,7 +75,7 @@ class Forwarder:
                 error = OverloadedError("The server is restarting or stopping", RETRY_SECONDS)
                 await error_response(error, scope["path"])(scope, receive, send)
         except ClientDisconnected:
-            pass
+            writer.transport.abort()  # not only when the owner has read what was sent
         finally:
             writer.close()
 
@@ -111,7 +112,7 @@ async def _first(answer: Coroutine[Any, Any, None], sending: Coroutine[Any, Any,
 async def _pass_on(writer: asyncio.StreamWriter, scope: Scope, receive: Receive) -> None:
     """Send the request, then wait for the client to leave. Raises ClientDisconnected."""
     with suppress(ConnectionError):  # then the owner has answered, or is gone
-        await _send_request(writer, scope, receive)
+        await run_unless_left(_send_request(writer, scope, receive), scope)
     while (await receive())["type"] != "http.disconnect":
         pass
     raise ClientDisconnected

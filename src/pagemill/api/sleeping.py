@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,8 +35,8 @@ async def sleep(context: ServerContext, request: Request) -> Response:
     """Refuse requests, let those that run end, and free the device's memory.
 
     `level` 1 keeps the weights in the host's memory, 2 drops them. What runs after `timeout`
-    seconds is aborted, with `mode=abort` at once. Until then a client that leaves, or `wake_up`,
-    calls it off.
+    seconds is aborted, with `mode=abort` at once; of several calls the least patient one counts.
+    Until then a client that leaves, or `wake_up`, calls it off.
     """
     query = _query(request, ("level", "mode", "timeout"))
     level = _LEVELS.get(query.get("level", "1"))
@@ -43,16 +44,12 @@ async def sleep(context: ServerContext, request: Request) -> Response:
         raise InvalidParams("level must be 1 or 2", param="level")
     timeout = _timeout(query)
     context.require_loaded()
-    async with context.sleep_lock:
-        slept = context.client.stats.sleep_level > 0
+    with _deadline(context, timeout):
+        await run_while_connected(context.sleep_lock.acquire(), request.receive)
         try:
-            await run_while_connected(_let_end(context, level, timeout), request.receive)
-        except (SleepInterrupted, ClientDisconnected):
-            if not slept:
-                await _wake(context)
-            raise
-        await context.client.control("sleep", level)
-        await _until(lambda: context.client.stats.sleep_level == level)
+            await _fall_asleep(context, level, request)
+        finally:
+            context.sleep_lock.release()
     return _state(context)
 
 
@@ -74,18 +71,40 @@ async def is_sleeping(context: ServerContext, request: Request) -> Response:
     return _state(context)
 
 
+@contextmanager
+def _deadline(context: ServerContext, timeout: float) -> Iterator[None]:
+    """Whoever holds the lock waits for requests no longer than any of those behind it would."""
+    deadline = context.clock.monotonic() + timeout
+    context.sleep_deadlines.append(deadline)
+    try:
+        yield
+    finally:
+        context.sleep_deadlines.remove(deadline)
+
+
+async def _fall_asleep(context: ServerContext, level: int, request: Request) -> None:
+    slept = context.client.stats.sleep_level > 0
+    try:
+        await run_while_connected(_let_end(context, level), request.receive)
+    except (SleepInterrupted, ClientDisconnected):
+        if not slept:
+            await _wake(context)
+        raise
+    await context.client.control("sleep", level)
+    await _until(lambda: context.client.stats.sleep_level == level)
+
+
 async def _wake(context: ServerContext) -> None:
     await context.client.control("wake_up")
     await _until(lambda: not context.client.stats.sleep_level)
 
 
-async def _let_end(context: ServerContext, level: int, timeout: float) -> None:
+async def _let_end(context: ServerContext, level: int) -> None:
     """Until nothing runs or the time is over. Raises SleepInterrupted."""
-    deadline = context.clock.monotonic() + timeout
     while await context.client.control("prepare_sleep", level):
         if context.num_waking:
             raise SleepInterrupted("The model was woken before it slept")
-        if context.clock.monotonic() >= deadline:
+        if context.clock.monotonic() >= min(context.sleep_deadlines):
             return
         await asyncio.sleep(_POLL_SECONDS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +11,18 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pagemill.api.connection import CONNECTION
 from pagemill.api.direct import EXTENSION
 from pagemill.cli.header_guard import GuardedProtocol
 from pagemill.config.args import ServeArgs
 
 IDLE_SECONDS = 75  # of a connection without a request; longer than clients keep theirs
 CLOSING_SECONDS = 2  # for responses that the drain has not waited for
+_LEFT = getattr(select, "POLLRDHUP", 0)  # Linux tells of it beside unread data; breaks all do
 
 
 class ChunkWriter:
-    """A `BodyWriter`: one chunk of a chunked body for each write."""
+    """A `BodyWriter` that makes one chunk of a chunked body for each write; a `Connection`."""
 
     __slots__ = ("_protocol",)
 
@@ -37,8 +40,17 @@ class ChunkWriter:
             self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def abort(self) -> None:
-        """See `BodyWriter.abort`."""
+        """See `BodyWriter.abort`, `Connection.abort`."""
         self._protocol.transport.abort()
+
+    def has_left(self) -> bool:
+        """See `Connection.has_left`."""
+        transport = self._protocol.transport
+        if transport.is_closing():
+            return True
+        poller = select.poll()
+        poller.register(transport.get_extra_info("socket").fileno(), _LEFT)
+        return bool(poller.poll(0))
 
 
 class StreamingProtocol(GuardedProtocol):
@@ -46,7 +58,9 @@ class StreamingProtocol(GuardedProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: ChunkWriter(self)}  # type: ignore[dict-item]
+        writer = ChunkWriter(self)
+        extensions = {EXTENSION: writer, CONNECTION: writer}
+        self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
 
 
 class HttpServer(uvicorn.Server):

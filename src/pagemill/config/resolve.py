@@ -234,7 +234,7 @@ def _cuda_step_tokens(model: ModelConfig) -> int:
     """The power of two next to `CUDA_STEP_WORK`'s tokens; looking up an embedding is no work."""
     linear, embedding = num_weights(model)
     tokens = CUDA_STEP_WORK / (linear + embedding * model.tie_embeddings)
-    return max(CUDA_MIN_STEP_TOKENS, 2 ** round(math.log2(tokens)))
+    return 1 << round(math.log2(max(CUDA_MIN_STEP_TOKENS, tokens)))
 
 
 def _kv_cache_bytes(args: ServeArgs, device: DeviceFacts) -> int:

@@ -9,24 +9,26 @@ from torch import Tensor
 
 from pagemill.config.pooling import Method
 
-# (hidden [T, H], first token of each row [n], token behind each row [n]) -> [n, H]
-Pool = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (hidden [T, H], first token of each row [n], token behind each row [n], tokens of these rows) ->
+# [n, H]. The last is known to the host, which need not wait for the device to count them.
+Pool = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def first_token(hidden: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+def first_token(hidden: Tensor, starts: Tensor, ends: Tensor, num_tokens: int) -> Tensor:
     """The state of CLS."""
     return hidden[starts]
 
 
-def last_token(hidden: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+def last_token(hidden: Tensor, starts: Tensor, ends: Tensor, num_tokens: int) -> Tensor:
     """The only one that has seen a decoder's whole text."""
     return hidden[ends - 1]
 
 
-def mean(hidden: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+def mean(hidden: Tensor, starts: Tensor, ends: Tensor, num_tokens: int) -> Tensor:
     """The mean over all tokens, in float32."""
     lengths = ends - starts
-    rows = torch.repeat_interleave(torch.arange(len(starts), device=hidden.device), lengths)
+    numbers = torch.arange(len(starts), device=hidden.device)
+    rows = torch.repeat_interleave(numbers, lengths, output_size=num_tokens)
     tokens = _ranges(starts, lengths, rows)
     sums = torch.zeros(len(starts), hidden.shape[1], device=hidden.device)
     sums.index_add_(0, rows, hidden[tokens].float())

@@ -153,8 +153,9 @@ class PoolingRunner:
             return []
         ends = np.cumsum(batch.num_query, dtype=np.int64)
         bounds = np.stack((ends - batch.num_query, ends))[:, wanted]
+        num_tokens = int(batch.num_query[wanted].sum())
         starts, behind = self._device.from_numpy(bounds)
-        vectors = self._model.classify(self._pool(hidden, starts, behind)).float()
+        vectors = self._model.classify(self._pool(hidden, starts, behind, num_tokens)).float()
         on_host = download(vectors, self._device)
         return [
             PooledRow(int(ordered.order[i]), params[i], own)

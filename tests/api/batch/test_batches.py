@@ -17,6 +17,7 @@ from api.fakes import FakeClient
 from pagemill.api.batch.journal import Journal, JournalError
 from pagemill.api.batch.storage import BatchLimits
 from pagemill.api.batch.store import BatchStore
+from pagemill.api.batch.worker import MAX_JOBS, MAX_JOBS_EACH
 from pagemill.api.context import Clock
 from pagemill.engine.messages import EngineStats
 
@@ -245,6 +246,22 @@ def test_batches_leave_places_to_others(
                 batch = await start(api, requests(12))
                 assert (await ended(api, batch.id)).status == "completed"
         assert client.seen == most
+
+    run(scenario)
+
+
+def test_a_key_with_many_batches_leaves_room_for_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = FakeClient(first_delay=60.0)
+        async with server(tmp_path, client) as running:
+            own, other = (running.openai(key) for key in KEYS)
+            many = [await start(own, requests(1)) for _ in range(MAX_JOBS)]
+            last = await start(other, requests(1))
+            while (await other.batches.retrieve(last.id)).status != "in_progress":
+                await asyncio.sleep(0.01)
+            waiting = many[MAX_JOBS_EACH:]
+            states = {(await own.batches.retrieve(batch.id)).status for batch in waiting}
+            assert states == {"validating"}
 
     run(scenario)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import httpx
 import openai
 import pytest
 
-from api.batch.server import KEYS, requests, run, server, start, upload
+from api.batch.server import KEYS, Server, requests, run, server, start, upload
 from api.fakes import http_client, make_context
-from pagemill.api.batch.storage import BatchLimits
+from api.live import serve, wait_until
+from pagemill.api.app import BATCH_URLS
+from pagemill.api.batch.storage import BatchLimits, BatchStorage
+from pagemill.api.batch.uploads import AT_ONCE, AT_ONCE_EACH, UploadQueue
 from pagemill.api.context import Clock
+from pagemill.cli.http import StreamingProtocol
 
 FORM = {"purpose": "batch"}
 
@@ -223,19 +229,36 @@ def test_an_upload_at_the_least_pace_is_taken(tmp_path: Path) -> None:
 def test_uploads_queue_with_a_bound(tmp_path: Path) -> None:
     async def scenario() -> None:
         limits = BatchLimits(max_waiting_uploads=1)
-        async with server(tmp_path, limits=limits) as running, running.http() as http:
-            holding = [asyncio.create_task(post_slowly(http)) for _ in range(4)]
-            await asyncio.sleep(0.05)
+        async with server(tmp_path, limits=limits) as running, holding(running) as tasks:
             waiting = asyncio.create_task(upload(running.openai(), requests(1)))
-            await asyncio.sleep(0.05)
-            refused = await post_slowly(http)
+            while not running.storage.uploads.num_waiting:
+                await asyncio.sleep(0.001)
+            async with running.http(KEYS[1]) as http:
+                refused = await post_slowly(http)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
             assert not waiting.done()
-            holding.pop().cancel()
+            tasks[0].cancel()
             assert (await waiting).startswith("file-")
-            for task in holding:
-                task.cancel()
-            await asyncio.gather(*holding, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_key_does_not_take_all_turns(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = BatchLimits(max_waiting_uploads=4)
+        async with server(tmp_path, limits=limits) as running, running.http() as http:
+            uploads = running.storage.uploads
+            own = [asyncio.create_task(post_slowly(http)) for _ in range(4)]
+            while uploads.num_waiting < 2:  # two have their turn
+                await asyncio.sleep(0.001)
+            refused = await post_slowly(http)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+            assert (await upload(running.openai(KEYS[1]), requests(1))).startswith("file-")
+            own[0].cancel()
+            while uploads.num_waiting > 1:
+                await asyncio.sleep(0.001)
+            await end(own)
+            assert not uploads.num_waiting
 
     run(scenario)
 
@@ -243,15 +266,83 @@ def test_uploads_queue_with_a_bound(tmp_path: Path) -> None:
 def test_uploads_do_not_wait_for_ever(tmp_path: Path) -> None:
     async def scenario() -> None:
         limits = BatchLimits(waiting_timeout=0.05)
-        async with server(tmp_path, limits=limits) as running, running.http() as http:
-            holding = [asyncio.create_task(post_slowly(http)) for _ in range(4)]
-            await asyncio.sleep(0.05)
+        async with (
+            server(tmp_path, limits=limits) as running,
+            holding(running),
+            running.http() as http,
+        ):
             assert (await post_slowly(http)).status_code == 503
-            for task in holding:
-                task.cancel()
-            await asyncio.gather(*holding, return_exceptions=True)
 
     run(scenario)
+
+
+def test_a_turn_for_who_leaves_in_the_same_moment_goes_to_the_next() -> None:
+    async def hold(queue: UploadQueue, owner: str) -> None:
+        async with queue.turn(owner, {}):
+            pass
+
+    async def scenario() -> None:
+        queue = UploadQueue(4, 60.0)
+        async with queue.turn("a", {}), queue.turn("b", {}), queue.turn("b", {}):
+            async with queue.turn("a", {}):
+                leaving = asyncio.create_task(hold(queue, "c"))
+                behind = asyncio.create_task(hold(queue, "d"))
+                while queue.num_waiting < 2:
+                    await asyncio.sleep(0)
+            leaving.cancel()  # it has its turn, and has not heard of it
+            await asyncio.gather(leaving, return_exceptions=True)
+            await behind
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 100_000])
+def test_a_client_that_leaves_the_queue_is_not_waited_for(tmp_path: Path, num_bytes: int) -> None:
+    """Whether the server has taken in all it sent, or has stopped reading."""
+    storage = BatchStorage(tmp_path, BATCH_URLS)
+    context = make_context(None, batches=storage)
+    with serve(context, StreamingProtocol) as url, ExitStack() as clients:
+        host, port = url.removeprefix("http://").split(":")
+
+        def begin() -> socket.socket:
+            connection = socket.create_connection((host, int(port)))
+            clients.enter_context(connection)
+            connection.sendall(_UPLOAD + _HEAD)
+            return connection
+
+        for _ in range(AT_ONCE_EACH):
+            begin()
+        assert wait_until(lambda: storage.uploads._open.total() == AT_ONCE_EACH)
+        leaving = begin()
+        assert wait_until(lambda: storage.uploads.num_waiting == 1)
+        leaving.sendall(b"x" * num_bytes)
+        leaving.close()
+        assert wait_until(lambda: storage.uploads.num_waiting == 0, 5.0)
+    storage.close()
+
+
+_UPLOAD = (
+    b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n"
+    b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+)
+
+
+async def end(tasks: list[asyncio.Task[httpx.Response]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def holding(running: Server) -> AsyncIterator[list[asyncio.Task[httpx.Response]]]:
+    """All turns are taken, the first by the first key."""
+    async with running.http(KEYS[0]) as own, running.http(KEYS[1]) as other:
+        clients = [own, own, other, other]
+        tasks = [asyncio.create_task(post_slowly(http)) for http in clients]
+        while running.storage.uploads._open.total() < AT_ONCE:
+            await asyncio.sleep(0.001)
+        yield tasks
+        await end(tasks)
 
 
 async def post_slowly(http: httpx.AsyncClient, pause: float = 60.0) -> httpx.Response:

@@ -52,9 +52,9 @@ def test_rows_of_one_length_become_neighbours(lengths: list[int]) -> None:
 def test_methods_on_rows_with_gaps() -> None:
     hidden = torch.arange(16.0).view(8, 2)
     starts, ends = torch.tensor([1, 5]), torch.tensor([4, 6])
-    assert METHODS["cls"](hidden, starts, ends).tolist() == [[2, 3], [10, 11]]
-    assert METHODS["last"](hidden, starts, ends).tolist() == [[6, 7], [10, 11]]
-    assert METHODS["mean"](hidden, starts, ends).tolist() == [[4, 5], [10, 11]]
+    assert METHODS["cls"](hidden, starts, ends, 4).tolist() == [[2, 3], [10, 11]]
+    assert METHODS["last"](hidden, starts, ends, 4).tolist() == [[6, 7], [10, 11]]
+    assert METHODS["mean"](hidden, starts, ends, 4).tolist() == [[4, 5], [10, 11]]
 
 
 def test_a_cut_embedding_has_length_one_again() -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
+from pagemill.config.pooling import PoolingConfig
 from pagemill.errors import ModelLoadError
 from pagemill.executor.kernels import build, process
 from pagemill.executor.kernels.build import KernelBuild
@@ -174,6 +177,37 @@ def test_a_process_that_ends_early_is_done_without(caplog: pytest.LogCaptureFixt
     assert "code 3" in caplog.text
 
 
+HANGING = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+compiler = os.fork()
+if compiler:
+    print({line!r}, flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_process_that_hangs_is_ended_and_done_without(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_END_SECONDS", 0.05)
+    line = msgspec.json.encode(Progress(1, 0, 2)).decode()
+    process = running(JOB, program=HANGING.format(line=line))
+    phases: list[str] = []
+    assert process.stdout is not None
+    select.select([process.stdout], [], [])  # until it has begun
+    kernels = KernelBuild(JOB, lambda job: process, silent_seconds=0.05)
+    with caplog.at_level(logging.WARNING):
+        assert kernels.wait(phases.append) is None
+    assert phases == ["compiling kernels: 1 of 3"]
+    assert "nothing for 0.05 s" in caplog.text and "when first met" in caplog.text
+    assert process.wait(30) == -signal.SIGKILL
+    assert select.select([process.stdout], [], [], 30)[0]  # its end: the compiler is gone as well
+    assert os.read(process.stdout.fileno(), 1) == b""
+    kernels.compile_rest()
+    kernels.close()
+
+
 def test_nobody_waits_for_what_no_start_needs() -> None:
     begun: list[Job] = []
 
@@ -215,6 +249,36 @@ def test_nothing_is_started_for_cpus_or_when_all_is_compiled(
     stamp = build._stamp(msgspec.structs.replace(CONFIG, hash_key="ab"), FACTS)
     assert stamp.exists() and stamp.parent == tmp_path
     assert not build._stamp(msgspec.structs.replace(CONFIG, dtype="float16"), FACTS).exists()
+
+
+def test_a_start_that_has_the_kernels_of_another_waits_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "detect", lambda device: FACTS)
+
+    def config(name: str, files: str, **other: Any) -> EngineConfig:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text(files)
+        return msgspec.structs.replace(CONFIG, model=str(tmp_path / name), **other)
+
+    first = config("a", "{}")
+    build._stamp(first, FACTS).touch()
+    assert KernelBuild.start(first) is None
+    assert KernelBuild.start(config("copy", "{}")) is None
+    other = {"scheduling_policy": "priority", "load_format": "dummy", "num_threads": 7}
+    assert KernelBuild.start(config("a", "{}", prefix_caching=False, **other)) is None
+    for changed in (config("other", "{ }"), config("a", "{}", max_num_seqs=7)):
+        assert not build._stamp(changed, FACTS).exists()
+
+
+def test_encoders_wait_for_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "detect", lambda device: FACTS)
+    pooling = PoolingConfig(task="embed", method="mean", width=4, cached=False)
+    kernels = KernelBuild.start(msgspec.structs.replace(CONFIG, pooling=pooling))
+    assert kernels is not None and kernels.wait(lambda phase: None) is None
+    kernels.close()
 
 
 def test_the_job_keeps_what_it_names() -> None:

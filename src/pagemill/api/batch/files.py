@@ -22,6 +22,7 @@ from pagemill.api.batch.store import BatchStore
 from pagemill.api.batch.uploads import PacedReceive
 from pagemill.api.context import RequestScope, ServerContext
 from pagemill.api.errors import ClientDisconnected, RequestTimeout, UnsupportedMediaType
+from pagemill.api.rate_limit import NOBODY
 from pagemill.api.streaming import json_response
 from pagemill.errors import BodyTooLarge, InvalidParams
 
@@ -33,7 +34,7 @@ _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 async def upload(context: ServerContext, request: Request) -> Response:
     """Store a file for a batch: a form with `file`, and `purpose` "batch"."""
     storage = storage_of(context)
-    async with storage.uploads.turn():
+    async with storage.uploads.turn(_uploader(request), request.scope):
         form = await _read_form(request, storage.limits)
         try:
             file = await _store(context, storage, RequestScope.of(request).key_id, form)
@@ -85,6 +86,12 @@ async def delete(context: ServerContext, request: Request) -> Response:
 async def _find(storage: BatchStorage, request: Request) -> FileObject:
     owner, file_id = RequestScope.of(request).key_id, request.path_params["file_id"]
     return await storage.run(BatchStore.file, owner, file_id)
+
+
+def _uploader(request: Request) -> str:
+    """Whose turn it is: the key's, or the address's of a client without one."""
+    key_id = RequestScope.of(request).key_id
+    return request.client.host if key_id == NOBODY and request.client is not None else key_id
 
 
 async def _read_form(request: Request, limits: BatchLimits) -> FormData:

@@ -4,45 +4,96 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
-from pagemill.api.errors import RequestTimeout
+from pagemill.api.connection import run_unless_left
+from pagemill.api.errors import RequestTimeout, TooManyRequests
 from pagemill.errors import OverloadedError
 
 AT_ONCE = 4
+AT_ONCE_EACH = 2  # of one owner
 RETRY_SECONDS = 5
 
 
 @dataclass
 class UploadQueue:
-    """Turns for uploads, first come, first served. Belongs to one event loop."""
+    """Turns for uploads, first come, first served. Belongs to one event loop.
+
+    An owner, a key or an address, has half of the turns and of the places in the queue at most.
+    """
 
     max_waiting: int
     max_seconds: float  # of waiting
-    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
-    _num_waiting: int = 0
+    _open: Counter[str] = field(default_factory=Counter)  # turns, by owner
+    # Owners by what tells them of their turn. None of them could begin now.
+    _waiting: dict[asyncio.Future[None], str] = field(default_factory=dict)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._waiting)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Hold a turn. Raises OverloadedError when too many wait for one, or one waits too long."""
-        if self._slots.locked() and self._num_waiting >= self.max_waiting:
-            raise OverloadedError("Too many files are being uploaded", RETRY_SECONDS)
-        self._num_waiting += 1
-        try:
-            async with asyncio.timeout(self.max_seconds):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise OverloadedError("Too many files are being uploaded", RETRY_SECONDS) from None
-        finally:
-            self._num_waiting -= 1
+    async def turn(self, owner: str, scope: Scope) -> AsyncIterator[None]:
+        """Hold a turn; `scope` tells whether the client is still there.
+
+        Raises OverloadedError when too many wait for one, or one waits too long, TooManyRequests
+        when too many of the owner's wait, ClientDisconnected.
+        """
+        await run_unless_left(self._wait(owner), scope)
         try:
             yield
         finally:
-            self._slots.release()
+            self._end(owner)
+
+    async def _wait(self, owner: str) -> None:
+        if self._may_begin(owner):
+            self._open[owner] += 1
+            return
+        self._check_room(owner)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = owner
+        try:
+            async with asyncio.timeout(self.max_seconds):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():  # it came in the same moment
+                self._end(owner)
+            if isinstance(error, TimeoutError):
+                raise _overloaded() from None
+            raise
+        finally:
+            self._waiting.pop(turn, None)
+
+    def _may_begin(self, owner: str) -> bool:
+        return self._open[owner] < AT_ONCE_EACH and self._open.total() < AT_ONCE
+
+    def _check_room(self, owner: str) -> None:
+        if len(self._waiting) >= self.max_waiting:
+            raise _overloaded()
+        own = sum(waiting == owner for waiting in self._waiting.values())
+        if own >= max(1, self.max_waiting // 2):
+            raise TooManyRequests("Too many of this client's files are being sent", RETRY_SECONDS)
+
+    def _end(self, owner: str) -> None:
+        """Give a turn back, and to the first who may have it."""
+        self._open[owner] -= 1
+        if not self._open[owner]:
+            del self._open[owner]
+        for turn, waiting in list(self._waiting.items()):
+            if not turn.done() and self._may_begin(waiting):
+                self._open[waiting] += 1
+                del self._waiting[turn]
+                turn.set_result(None)
+
+
+def _overloaded() -> OverloadedError:
+    return OverloadedError("Too many files are being uploaded", RETRY_SECONDS)
 
 
 class PacedReceive:

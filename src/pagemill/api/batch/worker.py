@@ -21,6 +21,7 @@ from pagemill.errors import EngineDeadError
 logger = logging.getLogger(__name__)
 
 MAX_JOBS = 8  # batches at once; all share the places of one gate
+MAX_JOBS_EACH = 2  # of one key, which may have many more open: others do not wait behind them
 POLL_SECONDS = 1.0  # other processes may add and cancel batches, too
 REST_SECONDS = 30.0  # before what failed for want of disk or engine is tried again
 SWEEP_SECONDS = 60.0
@@ -75,11 +76,15 @@ class BatchWorker:
             if batch_id in self._jobs:
                 if stored.batch.status == "cancelling":
                     self._jobs[batch_id][0].stop.set()
-            elif len(self._jobs) < MAX_JOBS and self._resting.get(batch_id, 0.0) <= now:
+            elif self._has_room(stored.owner) and self._resting.get(batch_id, 0.0) <= now:
                 job = Job(stored, self.context, self.storage, self.app, gate)
                 task = asyncio.create_task(job.run(), name=batch_id)
                 task.add_done_callback(lambda _: self.storage.news.set())
                 self._jobs[batch_id] = job, task
+
+    def _has_room(self, owner: str) -> bool:
+        own = sum(job.stored.owner == owner for job, _ in self._jobs.values())
+        return own < MAX_JOBS_EACH and len(self._jobs) < MAX_JOBS
 
     async def _end_jobs(self) -> None:
         ended = [(job, task) for job, task in self._jobs.values() if task.done()]
