@@ -1,6 +1,6 @@
 """Where a decode step's time goes: kernels by time, and the share in which the GPU is idle.
 
-    PYTHONPATH=src python3 benchmarks/decode_profile.py qwen3-0.6b [--requests 1 32] [--prompt 512]
+PYTHONPATH=src python3 benchmarks/decode_profile.py qwen3-0.6b [--requests 1 32] [--prompt 512]
 """
 
 from __future__ import annotations
