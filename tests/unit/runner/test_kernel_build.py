@@ -123,7 +123,7 @@ def test_the_pool_works_side_by_side_up_to_its_size(tmp_path: Path) -> None:
 
     def meet(own: str, other: str) -> bool:
         (tmp_path / own).touch()
-        while not (tmp_path / other).exists():
+        while not ((tmp_path / other).exists() and (tmp_path / "counted").exists()):
             pass
         return True
 
@@ -132,6 +132,7 @@ def test_the_pool_works_side_by_side_up_to_its_size(tmp_path: Path) -> None:
     pool.submit(Work("b", lambda: meet("b", "a")))
     pool.submit(Work("c", lambda: True))
     assert pool.left == 3
+    (tmp_path / "counted").touch()
     drain(pool)
     assert sorted(pool.tally.compiled) == ["a", "b", "c"]
 
