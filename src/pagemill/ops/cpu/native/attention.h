@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "activations.h"
@@ -85,7 +86,8 @@ class Worker {
         queries_(q),
         output_(output),
         dim_(int(shape.head_dim)),
-        group_(int(shape.heads / shape.kv_heads)) {}
+        group_(int(shape.heads / shape.kv_heads)),
+        pages_{cache.block_size, shape.head_dim} {}
 
   // Returns the item to run next.
   const Item* run(const Item& item, WorkList& work) {
@@ -107,24 +109,29 @@ class Worker {
         float* to = narrow_.q.data() + (h * rows_ + r) * dim_;
         for (int i = 0; i < dim_; i++) to[i] = to_float(query[i]) * shape_.scale;
       }
-    for_tiles(item, kNarrowKeys, [&](int64_t key, const KeyTile<C>& tile, bool last) {
+    for_tiles(item, kNarrowKeys, [&](int64_t key, bool last) {
       if (last) after = work.take();
       last ? look_ahead(after) : look_ahead(item, key + kNarrowKeys);
-      for (int h = 0; h < item.num_kv_heads; h++) add_tile(h, key, tile);
+      for (int h = 0; h < item.num_kv_heads; h++) add_tile(item, h, key);
     });
     for (int h = 0; h < item.num_kv_heads; h++) write_narrow(h, item.kv_head + h);
     return after;
   }
 
-  // A tile's part in the results of the item's head h.
-  void add_tile(int h, int64_t key, const KeyTile<C>& tile) {
-    const int first = h * rows_;
-    const int64_t offset = h * cache_.block_size * dim_;
-    narrow_.score(tile, offset, first, rows_, dim_, ahead_);
+  // The tile's part in the results of the item's head h.
+  void add_tile(const Item& item, int h, int64_t key) {
+    const int first = h * rows_, count = tile_.count;
+    const int64_t offset = h * pages_.stride();
+    narrow_.score(tile_, offset, first, rows_, dim_, ahead_);
+    if constexpr (kScaled<C>) {
+      find_scales(item, h, key);
+      narrow_.scale_rows(rows_, tile_.key_scales, count);
+    }
     for (int r = 0; r < rows_; r++)
-      narrow_.softmax(first + r, narrow_.scores + r * kNarrowKeys, span(r, key, tile.count),
-                      tile.count, shape_.soft_cap, dim_);
-    narrow_.add(tile, offset, first, rows_, dim_, ahead_);
+      narrow_.softmax(first + r, narrow_.scores + r * kNarrowKeys, span(r, key, count), count,
+                      shape_.soft_cap, dim_);
+    if constexpr (kScaled<C>) narrow_.scale_rows(rows_, tile_.value_scales, count);
+    narrow_.add(tile_, offset, first, rows_, dim_, ahead_);
   }
 
   void write_narrow(int h, int64_t kv_head) {
@@ -142,15 +149,16 @@ class Worker {
       const Q* query = query_row(item.kv_head, std::min(r, rows_ - 1));  // lanes beyond: the last
       for (int i = 0; i < dim_; i++) wide_.q[i * kWide + r] = to_float(query[i]) * shape_.scale;
     }
-    for_tiles(item, kWideKeys, [&](int64_t key, const KeyTile<C>& tile, bool) {
-      const int count = tile.count;
-      wide_.score(tile.keys, count, dim_, shape_.soft_cap);
+    for_tiles(item, kWideKeys, [&](int64_t key, bool) {
+      const int count = tile_.count;
+      if constexpr (kScaled<C>) find_scales(item, 0, key);
+      wide_.score(tile_, dim_, shape_.soft_cap);
       for (int r = 0; r < rows_; r++) {
         Span seen = span(r, key, count);
         if (seen.begin > 0 || seen.end < count) wide_.mask(r, seen, count);
       }
       wide_.softmax(count, dim_);
-      wide_.add_values(tile.values, count, dim_);
+      wide_.add_values(tile_, dim_);
     });
     wide_.divide(dim_);
     float values[kMaxHeadDim];
@@ -185,13 +193,13 @@ class Worker {
 
   int64_t last_key(const Item& item) const { return first_position(item) + item.num_queries; }
 
-  // Calls work(first key, tile, whether it is the last).
+  // Calls work(first key, whether it is the last tile) for each tile.
   template <typename Work>
   void for_tiles(const Item& item, int size, Work work) {
     const int64_t end = last_key(item);
     for (int64_t key = first_key(item); key < end; key += size) {
-      find_rows(item, key, int(std::min<int64_t>(size, end - key)), tile_);
-      work(key, tile_, key + size >= end);
+      find_rows(item, key, int(std::min<int64_t>(size, end - key)));
+      work(key, key + size >= end);
     }
   }
 
@@ -204,33 +212,51 @@ class Worker {
   void look_ahead(const Item& item, int64_t key) {
     const int32_t* table = step_.block_table + item.row * step_.table_stride;
     const int64_t end = std::min<int64_t>(key + kNarrowKeys, last_key(item));
-    const int64_t head_bytes = cache_.block_size * dim_ * int64_t(sizeof(C));
     ahead_.clear();
     for (const void* pool : {cache_.k, cache_.v})
       for (int64_t block = key / cache_.block_size; block * cache_.block_size < end; block++) {
         int64_t page = int64_t(table[block]) * shape_.kv_heads + item.kv_head;
-        ahead_.add(static_cast<const char*>(pool) + page * head_bytes,
-                   item.num_kv_heads * head_bytes);
+        ahead_.add(pages_.row(pool, page, 0), item.num_kv_heads * pages_.bytes());
       }
   }
 
   // Where the cached rows of a tile lie; the last one again where four are not whole.
-  void find_rows(const Item& item, int64_t key, int count, KeyTile<C>& tile) {
+  void find_rows(const Item& item, int64_t key, int count) {
+    tile_.count = count;
+    for_pages(item, 0, key, [&](int64_t page, int64_t offset, int first, int end) {
+      const C* keys = pages_.row(cache_.k, page, offset);
+      const C* values = pages_.row(cache_.v, page, offset);
+      for (int j = first; j < end; j++) {
+        tile_.keys[j] = keys + (j - first) * dim_;
+        tile_.values[j] = values + (j - first) * dim_;
+      }
+    });
+    for (int j = count; j % kFour != 0; j++) {
+      tile_.keys[j] = tile_.keys[count - 1];
+      tile_.values[j] = tile_.values[count - 1];
+    }
+  }
+
+  // Those of the item's head h.
+  void find_scales(const Item& item, int h, int64_t key) {
+    for_pages(item, h, key, [&](int64_t page, int64_t offset, int first, int end) {
+      const size_t bytes = (end - first) * sizeof(float);
+      std::memcpy(tile_.key_scales + first, pages_.scale(cache_.k, page, offset), bytes);
+      std::memcpy(tile_.value_scales + first, pages_.scale(cache_.v, page, offset), bytes);
+    });
+  }
+
+  // Calls work(page of head h, its first row, the tile's keys there: first, end).
+  template <typename Work>
+  void for_pages(const Item& item, int h, int64_t key, Work work) const {
     const int32_t* table = step_.block_table + item.row * step_.table_stride;
     int64_t block = key / cache_.block_size, offset = key % cache_.block_size;
-    tile.count = count;
-    for (int j = 0; j < count;) {
-      int64_t page = int64_t(table[block++]) * shape_.kv_heads + item.kv_head;
-      int64_t first = page * cache_.block_size * dim_;
-      for (; offset < cache_.block_size && j < count; offset++, j++) {
-        tile.keys[j] = static_cast<const C*>(cache_.k) + first + offset * dim_;
-        tile.values[j] = static_cast<const C*>(cache_.v) + first + offset * dim_;
-      }
+    for (int first = 0; first < tile_.count;) {
+      int64_t page = int64_t(table[block++]) * shape_.kv_heads + item.kv_head + h;
+      int end = int(std::min<int64_t>(tile_.count, first + cache_.block_size - offset));
+      work(page, offset, first, end);
+      first = end;
       offset = 0;
-    }
-    for (int j = count; j % kFour != 0; j++) {
-      tile.keys[j] = tile.keys[count - 1];
-      tile.values[j] = tile.values[count - 1];
     }
   }
 
@@ -240,6 +266,7 @@ class Worker {
   const Q* queries_;
   const Output& output_;
   const int dim_, group_;
+  const PageShape<C> pages_;
   int rows_ = 0;
   int64_t first_token_ = 0, first_position_ = 0;
   KeyTile<C> tile_;

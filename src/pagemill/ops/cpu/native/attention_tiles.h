@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cache_row.h"
 #include "simd.h"
 
 namespace pagemill::PAGEMILL_ISA {
@@ -24,12 +25,14 @@ constexpr float kMasked = -1e30f;
 constexpr int kWideVectors = kWide / kLanes;
 constexpr int kWideRows = kLanes == 16 ? 8 : kLanes == 8 ? 3 : 1;  // rows of C in registers
 
-// Where the cached rows of some keys lie.
+// Where the cached rows of some keys lie, and the scales of those of one head if they have any.
 template <typename C>
 struct KeyTile {
   int count;
   const C* keys[kNarrowKeys];
   const C* values[kNarrowKeys];
+  float key_scales[kScaled<C> ? kNarrowKeys : 1];
+  float value_scales[kScaled<C> ? kNarrowKeys : 1];
 };
 
 // Memory to be read soon, fetched into the second cache bit by bit in the order of its addresses.
@@ -123,17 +126,22 @@ struct WideTile {
   }
 
   template <typename T>
-  void widen(const T* const* from, int count, int dim) {
+  void widen(const T* const* from, const float* scales, int count, int dim) {
     for (int j = 0; j < count; j++) {
+      const float scale = kScaled<T> ? scales[j] : 1.0f;
       int i = 0;
-      for (; i + kLanes <= dim; i += kLanes) store(rows + j * dim + i, load(from[j] + i));
-      for (; i < dim; i++) rows[j * dim + i] = to_float(from[j][i]);
+      for (; i + kLanes <= dim; i += kLanes) {
+        VecF x = load(from[j] + i);
+        store(rows + j * dim + i, kScaled<T> ? x * scale : x);
+      }
+      for (; i < dim; i++) rows[j * dim + i] = to_float(from[j][i]) * scale;
     }
   }
 
   template <typename T>
-  void score(const T* const* keys, int count, int dim, float cap) {
-    widen(keys, count, dim);
+  void score(const KeyTile<T>& tile, int dim, float cap) {
+    const int count = tile.count;
+    widen(tile.keys, tile.key_scales, count, dim);
     wide_product<false>(rows, dim, 1, count, dim, q, scores);
     if (cap > 0)
       for (int i = 0; i < count * kWide; i += kLanes)
@@ -179,9 +187,9 @@ struct WideTile {
   }
 
   template <typename T>
-  void add_values(const T* const* values, int count, int dim) {
-    widen(values, count, dim);
-    wide_product<true>(rows, 1, dim, dim, count, scores, out);
+  void add_values(const KeyTile<T>& tile, int dim) {
+    widen(tile.values, tile.value_scales, tile.count, dim);
+    wide_product<true>(rows, 1, dim, dim, tile.count, scores, out);
   }
 };
 
@@ -291,6 +299,15 @@ struct NarrowTile {
                                scores + r * kNarrowKeys + j);
       }
     });
+  }
+
+  // The scores of some queries, or their weights, times the scales of keys or values.
+  void scale_rows(int rows, const float* scales, int count) {
+    for (int r = 0; r < rows; r++)
+      for (int j = 0; j < count; j += kLanes) {
+        float* row = scores + r * kNarrowKeys + j;
+        store(row, load(row) * load(scales + j));
+      }
   }
 
   // Of one query, whose scores are `row`; keys outside of the span get no weight.

@@ -98,7 +98,11 @@ void run_layer(const LayerArgs& a, const LayerRun& run) {
 
 template <typename X>
 void run_layer(const LayerArgs& a, const LayerRun& run) {
-  run.cache.type == Type::kFloat16 ? run_layer<X, Float16>(a, run) : run_layer<X, float>(a, run);
+  switch (run.cache.type) {
+    case Type::kInt8: return run_layer<X, Int8>(a, run);
+    case Type::kFloat16: return run_layer<X, Float16>(a, run);
+    default: return run_layer<X, float>(a, run);
+  }
 }
 
 inline void layer(const LayerArgs& a, const LayerRun& run) {
