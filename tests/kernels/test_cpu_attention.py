@@ -65,7 +65,9 @@ def test_attention(
     backend = CpuAttention()
     backend.plan(case.batch)
     out = backend.run(spec, case.q, case.batch)
-    close(out, torch.cat([naive_row(case, row) for row in range(len(rows))]))
+    # Beside int8 codes, queries and weights have 16 bits.
+    slack = 10.0 if kinds == (torch.float32, torch.int8) else 1.0
+    close(out, torch.cat([naive_row(case, row) for row in range(len(rows))]), slack)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.int8])

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "activations.h"
+#include "attention_codes.h"
 #include "attention_tiles.h"
 #include "kernels.h"
 #include "simd.h"
@@ -87,6 +88,7 @@ class Worker {
         output_(output),
         dim_(int(shape.head_dim)),
         group_(int(shape.heads / shape.kv_heads)),
+        width_(Products::padded(int(shape.head_dim))),
         pages_{cache.block_size, shape.head_dim} {}
 
   // Returns the item to run next.
@@ -94,21 +96,25 @@ class Worker {
     rows_ = item.num_queries * group_;
     first_token_ = step_.query_start[item.row] + item.first_query;
     first_position_ = first_position(item);
-    if (rows_ <= kNarrow) return run_narrow(item, work);
+    if (rows_ <= Products::kMost) return run_narrow(item, work);
     run_wide(item);
     return work.take();
   }
 
  private:
+  using Products = typename ProductsOf<C>::Type;
+
   const Item* run_narrow(const Item& item, WorkList& work) {
     const Item* after = nullptr;
-    narrow_.start(item.num_kv_heads * rows_, dim_);
+    const int queries = item.num_kv_heads * rows_;
+    narrow_.start(queries, dim_, width_);
     for (int h = 0; h < item.num_kv_heads; h++)
       for (int r = 0; r < rows_; r++) {
         const Q* query = query_row(item.kv_head + h, r);
         float* to = narrow_.q.data() + (h * rows_ + r) * dim_;
         for (int i = 0; i < dim_; i++) to[i] = to_float(query[i]) * shape_.scale;
       }
+    products_.start(narrow_.q.data(), queries, dim_);
     for_tiles(item, kNarrowKeys, [&](int64_t key, bool last) {
       if (last) after = work.take();
       last ? look_ahead(after) : look_ahead(item, key + kNarrowKeys);
@@ -122,23 +128,22 @@ class Worker {
   void add_tile(const Item& item, int h, int64_t key) {
     const int first = h * rows_, count = tile_.count;
     const int64_t offset = h * pages_.stride();
-    narrow_.score(tile_, offset, first, rows_, dim_, ahead_);
-    if constexpr (kScaled<C>) {
-      find_scales(item, h, key);
-      narrow_.scale_rows(rows_, tile_.key_scales, count);
-    }
+    if constexpr (kScaled<C>) find_scales(item, h, key);
+    products_.score(tile_, offset, first, rows_, narrow_.scores, ahead_);
     for (int r = 0; r < rows_; r++)
       narrow_.softmax(first + r, narrow_.scores + r * kNarrowKeys, span(r, key, count), count,
-                      shape_.soft_cap, dim_);
-    if constexpr (kScaled<C>) narrow_.scale_rows(rows_, tile_.value_scales, count);
-    narrow_.add(tile_, offset, first, rows_, dim_, ahead_);
+                      shape_.soft_cap, width_);
+    float* out = narrow_.out.data() + first * width_;
+    products_.add(tile_, offset, rows_, narrow_.scores, out, ahead_);
   }
 
   void write_narrow(int h, int64_t kv_head) {
     for (int r = 0; r < rows_; r++) {
       int query = h * rows_ + r;
-      float* out = narrow_.out.data() + query * dim_;
-      for (int i = 0; i < dim_; i++) out[i] /= narrow_.total[query];
+      float* out = narrow_.out.data() + query * width_;
+      Products::in_order(out, width_);
+      const float factor = 1.0f / narrow_.total[query];
+      for (int i = 0; i < dim_; i++) out[i] *= factor;
       output_.write(first_token_ + r / group_, head(kv_head, r), out);
     }
   }
@@ -265,7 +270,7 @@ class Worker {
   const CacheArgs& cache_;
   const Q* queries_;
   const Output& output_;
-  const int dim_, group_;
+  const int dim_, group_, width_;  // width_: floats in a row of sums
   const PageShape<C> pages_;
   int rows_ = 0;
   int64_t first_token_ = 0, first_position_ = 0;
@@ -273,6 +278,7 @@ class Worker {
   Stream ahead_;
   NarrowTile narrow_;
   WideTile wide_;
+  Products products_;
 };
 
 // To be called by all threads of a region, with the same work.

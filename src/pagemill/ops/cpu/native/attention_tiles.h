@@ -40,6 +40,8 @@ struct KeyTile {
 // prefetching without a stream to follow and reaches half of the memory's speed or less.
 class Stream {
  public:
+  static constexpr int kLine = 64;
+
   void clear() { count_ = run_ = 0; }
 
   void add(const void* memory, int64_t bytes) {
@@ -50,7 +52,7 @@ class Stream {
       runs_[count_++] = {at, at + bytes};
   }
 
-  void fetch(int64_t bytes) {
+  void fetch(int64_t bytes = kLine) {
     for (; bytes > 0 && run_ < count_; bytes -= kLine) {
       Run& run = runs_[run_];
       __builtin_prefetch(run.at, 0, 2);
@@ -60,7 +62,6 @@ class Stream {
   }
 
  private:
-  static constexpr int kLine = 64;
   struct Run {
     const char *at, *end;
   };
@@ -264,54 +265,96 @@ void add_values(const float* weights, const T* const* rows, int64_t offset, int 
         out[r * dim + i] += weights[r * kNarrowKeys + j] * to_float(rows[j][offset + i]);
 }
 
-// Queries of several key-value heads, `rows` of each at most kNarrow; `first` is a head's first.
-// The cached rows of a head lie `offset` elements behind those that a tile names.
-struct NarrowTile {
-  std::vector<float> q, out;      // [query, dim]
-  std::vector<float> top, total;  // [query]
-  float scores[kNarrow * kNarrowKeys];
+// Calls work<n>(first row) for blocks of n rows, n up to 4.
+template <typename Work>
+void by_fours(int rows, Work work) {
+  for (int r = 0; r < rows; r += 4) switch (std::min(4, rows - r)) {
+      case 1: work(r, std::integral_constant<int, 1>{}); break;
+      case 2: work(r, std::integral_constant<int, 2>{}); break;
+      case 3: work(r, std::integral_constant<int, 3>{}); break;
+      default: work(r, std::integral_constant<int, 4>{});
+    }
+}
 
-  void start(int queries, int dim) {
-    q.resize(queries * dim);
-    out.assign(queries * dim, 0.0f);
-    top.assign(queries, kMasked);
-    total.assign(queries, 0.0f);
+// The products of the narrow way, in float. The cached rows of a head lie `offset` elements behind
+// those that a tile names; `first` is the head's first query.
+template <typename C>
+class FloatProducts {
+ public:
+  static constexpr int kMost = kNarrow;  // queries of a head
+
+  // Floats in a row of sums, and its dimensions in order.
+  static int padded(int dim) { return dim; }
+  static void in_order(float*, int) {}
+
+  // Takes rows of floats [query, dim], which must stay.
+  void start(const float* q, int, int dim) {
+    queries_ = q;
+    dim_ = dim;
   }
 
-  // Calls work<n>(first row) for blocks of n rows, n up to 4.
-  template <typename Work>
-  static void by_fours(int rows, Work work) {
-    for (int r = 0; r < rows; r += 4) switch (std::min(4, rows - r)) {
-        case 1: work(r, std::integral_constant<int, 1>{}); break;
-        case 2: work(r, std::integral_constant<int, 2>{}); break;
-        case 3: work(r, std::integral_constant<int, 3>{}); break;
-        default: work(r, std::integral_constant<int, 4>{});
-      }
-  }
-
-  template <typename T>
-  void score(const KeyTile<T>& tile, int64_t offset, int first, int rows, int dim,
-             Stream& ahead) {
+  // scores[r][key] = query first + r times a key, for `rows` queries and all keys of the tile.
+  void score(const KeyTile<C>& tile, int64_t offset, int first, int rows, float* scores,
+             Stream& ahead) const {
     by_fours(rows, [&](int r, auto n) {
       for (int j = 0; j < tile.count; j += kFour) {
-        if (r == 0) ahead.fetch(kFour * dim * sizeof(T));
-        dot_four_keys<n.value>(q.data() + (first + r) * dim, tile.keys + j, offset, dim,
+        if (r == 0) ahead.fetch(kFour * row_bytes<C>(dim_));
+        dot_four_keys<n.value>(queries_ + int64_t(first + r) * dim_, tile.keys + j, offset, dim_,
                                scores + r * kNarrowKeys + j);
+      }
+    });
+    if constexpr (kScaled<C>) scale_rows(scores, rows, tile.key_scales, tile.count);
+  }
+
+  // out[r] += sum of weights[r][key] * value; the weights are lost.
+  void add(const KeyTile<C>& tile, int64_t offset, int rows, float* weights, float* out,
+           Stream& ahead) const {
+    constexpr int kSome = 16;  // keys between two looks ahead
+    if constexpr (kScaled<C>) scale_rows(weights, rows, tile.value_scales, tile.count);
+    by_fours(rows, [&](int r, auto n) {
+      for (int j = 0; j < tile.count; j += kSome) {
+        int count = std::min(kSome, tile.count - j);
+        if (r == 0) ahead.fetch(count * row_bytes<C>(dim_));
+        add_values<n.value>(weights + r * kNarrowKeys + j, tile.values + j, offset, count, dim_,
+                            out + int64_t(r) * dim_);
       }
     });
   }
 
-  // The scores of some queries, or their weights, times the scales of keys or values.
-  void scale_rows(int rows, const float* scales, int count) {
+ private:
+  static void scale_rows(float* x, int rows, const float* scales, int count) {
     for (int r = 0; r < rows; r++)
-      for (int j = 0; j < count; j += kLanes) {
-        float* row = scores + r * kNarrowKeys + j;
-        store(row, load(row) * load(scales + j));
-      }
+      for (int j = 0; j < count; j += kLanes)
+        store(x + r * kNarrowKeys + j, load(x + r * kNarrowKeys + j) * load(scales + j));
+  }
+
+  const float* queries_ = nullptr;
+  int dim_ = 0;
+};
+
+// Which products the narrow way takes with a cache of type C.
+template <typename C>
+struct ProductsOf {
+  using Type = FloatProducts<C>;
+};
+
+// Queries of several key-value heads, and their softmax over the keys so far.
+struct NarrowTile {
+  std::vector<float> q;           // [query, dim]
+  std::vector<float> out;         // [query, width]
+  std::vector<float> top, total;  // [query]
+  float scores[kWide * kNarrowKeys];  // of one head
+
+  // `width`: floats in a row of sums, at least dim.
+  void start(int queries, int dim, int width) {
+    q.resize(queries * dim);
+    out.assign(queries * width, 0.0f);
+    top.assign(queries, kMasked);
+    total.assign(queries, 0.0f);
   }
 
   // Of one query, whose scores are `row`; keys outside of the span get no weight.
-  void softmax(int query, float* row, Span span, int count, float cap, int dim) {
+  void softmax(int query, float* row, Span span, int count, float cap, int width) {
     const int end = (count + kLanes - 1) / kLanes * kLanes;
     std::fill(row, row + span.begin, kMasked);
     std::fill(row + span.end, row + end, kMasked);
@@ -330,24 +373,13 @@ struct NarrowTile {
       store(row + j, weight);
       sums += weight;
     }
-    float rescale = before <= kMasked ? 0.0f : exp(broadcast(before - now))[0];
-    total[query] = total[query] * rescale + sum(sums);
-    top[query] = now;
-    if (now != before)
-      for (int i = 0; i < dim; i++) out[query * dim + i] *= rescale;
-  }
-
-  template <typename T>
-  void add(const KeyTile<T>& tile, int64_t offset, int first, int rows, int dim, Stream& ahead) {
-    constexpr int kSome = 16;  // keys between two looks ahead
-    by_fours(rows, [&](int r, auto n) {
-      for (int j = 0; j < tile.count; j += kSome) {
-        int count = std::min(kSome, tile.count - j);
-        if (r == 0) ahead.fetch(count * dim * sizeof(T));
-        add_values<n.value>(scores + r * kNarrowKeys + j, tile.values + j, offset, count, dim,
-                            out.data() + (first + r) * dim);
-      }
-    });
+    if (now != before) {
+      const float factor = before <= kMasked ? 0.0f : exp(broadcast(before - now))[0];
+      total[query] *= factor;
+      top[query] = now;
+      for (int i = 0; i < width; i++) out[query * width + i] *= factor;
+    }
+    total[query] += sum(sums);
   }
 };
 

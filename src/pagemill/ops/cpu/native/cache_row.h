@@ -15,6 +15,12 @@ namespace pagemill::PAGEMILL_ISA {
 template <typename C>
 constexpr bool kScaled = std::is_same_v<C, Int8>;
 
+// Of a row and its scale.
+template <typename C>
+constexpr int64_t row_bytes(int64_t dim) {
+  return dim * int64_t(sizeof(C)) + (kScaled<C> ? int64_t(sizeof(float)) : 0);
+}
+
 constexpr float kSmallestTop = 1e-30f;  // a row of less is zero: its inverse might be infinite
 
 template <typename C>
@@ -42,12 +48,10 @@ template <typename C>
 struct PageShape {
   int64_t block_size, dim;
 
-  // Elements between two pages.
-  int64_t stride() const {
-    return block_size * (dim + (kScaled<C> ? int64_t(sizeof(float)) : 0));
-  }
+  int64_t bytes() const { return block_size * row_bytes<C>(dim); }
 
-  int64_t bytes() const { return stride() * int64_t(sizeof(C)); }
+  // Elements between two pages.
+  int64_t stride() const { return bytes() / int64_t(sizeof(C)); }
 
   const C* row(const void* pages, int64_t page, int64_t offset) const {
     return static_cast<const C*>(pages) + page * stride() + offset * dim;

@@ -159,8 +159,17 @@ inline void store_half(Float16* p, VecF v) {
 }
 #endif
 
+// Of two of which one is NaN, the second. GCC makes a comparison and a blend of `a > b ? a : b`.
+#if defined(__AVX512F__)
+inline VecF max(VecF a, VecF b) { return VecF(_mm512_max_ps(__m512(a), __m512(b))); }
+inline VecF min(VecF a, VecF b) { return VecF(_mm512_min_ps(__m512(a), __m512(b))); }
+#elif defined(__AVX2__)
+inline VecF max(VecF a, VecF b) { return VecF(_mm256_max_ps(__m256(a), __m256(b))); }
+inline VecF min(VecF a, VecF b) { return VecF(_mm256_min_ps(__m256(a), __m256(b))); }
+#else
 inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
 inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
+#endif
 inline VecF abs(VecF v) { return max(v, -v); }
 
 using Vec4 = float __attribute__((vector_size(16)));
