@@ -131,7 +131,7 @@ class Worker {
     if constexpr (kScaled<C>) find_scales(item, h, key);
     products_.score(tile_, offset, first, rows_, narrow_.scores, ahead_);
     for (int r = 0; r < rows_; r++)
-      narrow_.softmax(first + r, narrow_.scores + r * kNarrowKeys, span(r, key, count), count,
+      narrow_.softmax(first + r, narrow_.scores + r * kNarrowKeys, span(r, key, count),
                       shape_.soft_cap, width_);
     float* out = narrow_.out.data() + first * width_;
     products_.add(tile_, offset, rows_, narrow_.scores, out, ahead_);

@@ -71,11 +71,17 @@ class CodeProducts {
 
   // A row of sums, its dimensions in order.
   static void in_order(float* out, int dim) {
-    float turned[kSegment];
     for (int s = 0; s < dim; s += kSegment) {
-      std::copy_n(out + s, kSegment, turned);
-      for (int t = 0; t < 4; t++)
-        for (int l = 0; l < 4; l++) std::copy_n(turned + 16 * t + 4 * l, 4, out + s + 16 * l + 4 * t);
+      __m512 v[4];
+      for (int t = 0; t < 4; t++) v[t] = _mm512_loadu_ps(out + s + t * kLanes);
+      __m512 low01 = _mm512_shuffle_f32x4(v[0], v[1], 0x44);
+      __m512 low23 = _mm512_shuffle_f32x4(v[2], v[3], 0x44);
+      __m512 high01 = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
+      __m512 high23 = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
+      _mm512_storeu_ps(out + s, _mm512_shuffle_f32x4(low01, low23, 0x88));
+      _mm512_storeu_ps(out + s + kLanes, _mm512_shuffle_f32x4(low01, low23, 0xdd));
+      _mm512_storeu_ps(out + s + 2 * kLanes, _mm512_shuffle_f32x4(high01, high23, 0x88));
+      _mm512_storeu_ps(out + s + 3 * kLanes, _mm512_shuffle_f32x4(high01, high23, 0xdd));
     }
   }
 

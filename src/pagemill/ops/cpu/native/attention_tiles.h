@@ -354,8 +354,8 @@ struct NarrowTile {
   }
 
   // Of one query, whose scores are `row`; keys outside of the span get no weight.
-  void softmax(int query, float* row, Span span, int count, float cap, int width) {
-    const int end = (count + kLanes - 1) / kLanes * kLanes;
+  void softmax(int query, float* row, Span span, float cap, int width) {
+    constexpr int end = kNarrowKeys;  // a constant, so that all of them are in flight at once
     std::fill(row, row + span.begin, kMasked);
     std::fill(row + span.end, row + end, kMasked);
     const float before = top[query];
