@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -68,6 +71,63 @@ def test_attention(
     # Beside int8 codes, queries and weights have 16 bits.
     slack = 10.0 if kinds == (torch.float32, torch.int8) else 1.0
     close(out, torch.cat([naive_row(case, row) for row in range(len(rows))]), slack)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@settings(max_examples=EXAMPLES // 4, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 5), st.integers(300, 2500)), min_size=1, max_size=3),
+    group=st.sampled_from([1, 3]),
+    head_dim=st.sampled_from([20, 64]),
+    window=st.sampled_from([0, 100, 1000]),
+    kind=st.sampled_from([torch.float32, torch.int8]),
+    seed=st.integers(0, 99),
+)
+def test_long_rows_are_split(
+    rows: list[tuple[int, int]],
+    group: int,
+    head_dim: int,
+    window: int,
+    kind: torch.dtype,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    spec = AttentionSpec(0, 2 * group, 2, head_dim, head_dim**-0.5, window)
+    case = with_cache(make_case(rows, spec, torch.float32, 16), kind)
+    case.q *= torch.rand(len(case.q), 1, 1) * 4  # flat and sharp weights
+    out = CpuAttention().run(spec, case.q, case.batch)
+    slack = 20.0 if kind == torch.int8 else 1.0
+    close(out, torch.cat([naive_row(case, row) for row in range(len(rows))]), slack)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.int8])
+def test_a_row_depends_on_neither_threads_nor_other_rows(
+    kind: torch.dtype, threads: Callable[[int], None]
+) -> None:
+    torch.manual_seed(0)
+    spec = AttentionSpec(0, 6, 2, 64, 0.125)
+    case = with_cache(make_case([(1, 3000), (1, 40), (1, 700)], spec, torch.float32, 16), kind)
+    backend, batch, found = CpuAttention(), case.batch, []
+    for count in (1, 2, 3, 5):
+        threads(count)
+        found.append(backend.run(spec, case.q, batch))
+    for row in range(3):
+        alone = replace(
+            batch,
+            query_start=torch.tensor([0, 1], dtype=torch.int32),
+            seq_lens=batch.seq_lens[row : row + 1],
+            block_table=batch.block_table[row : row + 1],
+            num_seqs=1,
+            num_tokens=1,
+        )
+        out = backend.run(spec, case.q[row : row + 1], alone)
+        assert all(torch.equal(out[0], rows[row]) for rows in found)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.int8])

@@ -1,56 +1,22 @@
 // Paged attention over mixed rows: decode and chunked prefill in one call.
 //
 // A work item is a tile of one row's queries and one key-value head, or all of them where a few
-// queries read many keys: their cached rows lie side by side in a page. Keys are read in tiles
-// through the block table.
+// queries read many keys: their cached rows lie side by side in a page. Of very many keys an item
+// reads a part. Keys are read in tiles through the block table.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "activations.h"
 #include "attention_codes.h"
 #include "attention_tiles.h"
+#include "attention_work.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace pagemill::PAGEMILL_ISA {
-
-struct Item {
-  int32_t row, kv_head, num_kv_heads, first_query, num_queries;
-};
-
-// The items of a step, which its threads take one by one, the longest of a row first.
-class WorkList {
- public:
-  WorkList(const AttentionShape& shape, const StepArgs& step) {
-    const int32_t group = int32_t(shape.heads / shape.kv_heads), heads = int32_t(shape.kv_heads);
-    const int32_t tile = std::max<int32_t>(1, kWide / group);
-    const int threads = omp_get_max_threads();
-    const bool enough = step.rows >= 2 * threads || step.rows % threads == 0;
-    for (int32_t r = 0; r < step.rows; r++) {
-      int32_t queries = step.query_start[r + 1] - step.query_start[r];
-      int32_t each = enough && queries * group <= kNarrow ? heads : 1;
-      for (int32_t first = (queries + tile - 1) / tile * tile - tile; first >= 0; first -= tile)
-        for (int32_t h = 0; h < heads; h += each)
-          items_.push_back({r, h, each, first, std::min(tile, queries - first)});
-    }
-  }
-
-  // Null after the last one.
-  const Item* take() {
-    size_t i = taken_.fetch_add(1, std::memory_order_relaxed);
-    return i < items_.size() ? &items_[i] : nullptr;
-  }
-
- private:
-  std::vector<Item> items_;
-  std::atomic<size_t> taken_{0};
-};
 
 // Writes heads [tokens, heads, head_dim] of type T.
 template <typename T>
@@ -75,6 +41,12 @@ struct RoundedOutput {
   }
 };
 
+// Floats in a row of sums of the narrow way with a cache of type C.
+template <typename C>
+int row_of_sums(const AttentionShape& shape) {
+  return ProductsOf<C>::Type::padded(int(shape.head_dim));
+}
+
 // One thread's working memory and way through items. Q: type of queries, C: of the cache.
 template <typename Q, typename C, typename Output>
 class Worker {
@@ -88,7 +60,7 @@ class Worker {
         output_(output),
         dim_(int(shape.head_dim)),
         group_(int(shape.heads / shape.kv_heads)),
-        width_(Products::padded(int(shape.head_dim))),
+        width_(row_of_sums<C>(shape)),
         pages_{cache.block_size, shape.head_dim} {}
 
   // Returns the item to run next.
@@ -120,8 +92,25 @@ class Worker {
       last ? look_ahead(after) : look_ahead(item, key + kNarrowKeys);
       for (int h = 0; h < item.num_kv_heads; h++) add_tile(item, h, key);
     });
-    for (int h = 0; h < item.num_kv_heads; h++) write_narrow(h, item.kv_head + h);
+    if (item.split < 0 || merge(item, work))
+      for (int h = 0; h < item.num_kv_heads; h++) write_narrow(h, item.kv_head + h);
     return after;
+  }
+
+  // Leaves the part's results for the thread that comes to the last part, and returns whether this
+  // is the one. It then has the results of all parts, added up in their order, whoever computed
+  // them: with the weights of the online softmax (arXiv:1805.02867), as in flash decoding.
+  bool merge(const Item& item, WorkList& work) {
+    const int queries = item.num_kv_heads * rows_;
+    const Partial own = work.partial(item.split, item.part, queries, width_);
+    std::copy_n(narrow_.top.data(), queries, own.top);
+    std::copy_n(narrow_.total.data(), queries, own.total);
+    std::copy_n(narrow_.out.data(), queries * width_, own.out);
+    if (!work.finish(item.split)) return false;
+    narrow_.clear(queries, width_);
+    for (int part = 0; part < work.parts(item.split); part++)
+      narrow_.merge(work.partial(item.split, part, queries, width_), queries, width_);
+    return true;
   }
 
   // The tile's part in the results of the item's head h.
@@ -186,37 +175,27 @@ class Worker {
   }
 
   int64_t first_position(const Item& item) const {
-    int64_t queries = step_.query_start[item.row + 1] - step_.query_start[item.row];
-    return step_.seq_lens[item.row] - queries + item.first_query;
+    return position(step_, item.row, item.first_query);
   }
-
-  // The first key that any query of the item sees, and the one behind the last.
-  int64_t first_key(const Item& item) const {
-    if (shape_.window == 0) return 0;
-    return std::max<int64_t>(0, first_position(item) - shape_.window + 1);
-  }
-
-  int64_t last_key(const Item& item) const { return first_position(item) + item.num_queries; }
 
   // Calls work(first key, whether it is the last tile) for each tile.
   template <typename Work>
   void for_tiles(const Item& item, int size, Work work) {
-    const int64_t end = last_key(item);
-    for (int64_t key = first_key(item); key < end; key += size) {
-      find_rows(item, key, int(std::min<int64_t>(size, end - key)));
-      work(key, key + size >= end);
+    for (int64_t key = item.begin; key < item.end; key += size) {
+      find_rows(item, key, int(std::min<int64_t>(size, item.end - key)));
+      work(key, key + size >= item.end);
     }
   }
 
   void look_ahead(const Item* item) {
     ahead_.clear();
-    if (item != nullptr) look_ahead(*item, first_key(*item));
+    if (item != nullptr) look_ahead(*item, item->begin);
   }
 
   // The tile from `key` on is to be fetched meanwhile.
   void look_ahead(const Item& item, int64_t key) {
     const int32_t* table = step_.block_table + item.row * step_.table_stride;
-    const int64_t end = std::min<int64_t>(key + kNarrowKeys, last_key(item));
+    const int64_t end = std::min<int64_t>(key + kNarrowKeys, item.end);
     ahead_.clear();
     for (const void* pool : {cache_.k, cache_.v})
       for (int64_t block = key / cache_.block_size; block * cache_.block_size < end; block++) {
@@ -293,7 +272,9 @@ void attend(const AttentionShape& shape, const StepArgs& step, const CacheArgs& 
 
 template <typename Q, typename C>
 void attention(const AttentionArgs& a) {
-  WorkList work(a.shape, a.step);
+  WorkList work(a.shape, a.step, row_of_sums<C>(a.shape));
+  std::vector<float> partials(work.partial_floats());
+  work.keep_partials(partials.data());
   PlainOutput<Q> output{static_cast<Q*>(a.out), a.shape.heads, a.shape.head_dim};
 #pragma omp parallel
   attend<Q, C>(a.shape, a.step, a.cache, work, static_cast<const Q*>(a.q), output);

@@ -338,6 +338,12 @@ struct ProductsOf {
   using Type = FloatProducts<C>;
 };
 
+// What some queries have of a part of their keys.
+struct Partial {
+  float *top, *total;  // [query]
+  float* out;          // [query, width]
+};
+
 // Queries of several key-value heads, and their softmax over the keys so far.
 struct NarrowTile {
   std::vector<float> q;           // [query, dim]
@@ -348,6 +354,10 @@ struct NarrowTile {
   // `width`: floats in a row of sums, at least dim.
   void start(int queries, int dim, int width) {
     q.resize(queries * dim);
+    clear(queries, width);
+  }
+
+  void clear(int queries, int width) {
     out.assign(queries * width, 0.0f);
     top.assign(queries, kMasked);
     total.assign(queries, 0.0f);
@@ -366,6 +376,7 @@ struct NarrowTile {
       tops = pagemill::PAGEMILL_ISA::max(tops, x);
     }
     const float now = pagemill::PAGEMILL_ISA::max(tops);
+    if (now != before) rescale(query, now, width);
     VecF sums{};
     for (int j = 0; j < end; j += kLanes) {
       VecF x = load(row + j);
@@ -373,13 +384,31 @@ struct NarrowTile {
       store(row + j, weight);
       sums += weight;
     }
-    if (now != before) {
-      const float factor = before <= kMasked ? 0.0f : exp(broadcast(before - now))[0];
-      total[query] *= factor;
-      top[query] = now;
-      for (int i = 0; i < width; i++) out[query * width + i] *= factor;
-    }
     total[query] += sum(sums);
+  }
+
+  // Adds the results of other keys, all queries'.
+  void merge(const Partial& part, int queries, int width) {
+    for (int r = 0; r < queries; r++) {
+      if (part.top[r] > top[r]) rescale(r, part.top[r], width);
+      const float factor = weight(part.top[r], top[r]);
+      total[r] += part.total[r] * factor;
+      for (int i = 0; i < width; i++) out[r * width + i] += part.out[r * width + i] * factor;
+    }
+  }
+
+ private:
+  // Of what was summed relative to the maximum `before`; 0 if that was nothing.
+  static float weight(float before, float now) {
+    return before <= kMasked ? 0.0f : exp(broadcast(before - now))[0];
+  }
+
+  // The query has a new maximum.
+  void rescale(int query, float now, int width) {
+    const float factor = weight(top[query], now);
+    top[query] = now;
+    total[query] *= factor;
+    for (int i = 0; i < width; i++) out[query * width + i] *= factor;
   }
 };
 

@@ -78,7 +78,8 @@ void run_layer(const LayerArgs& a, const LayerRun& run) {
   float* qkv = run.workspace->get<float>(W::kProjected, tokens * std::max(a.qkv.outs, hidden));
   float* q = run.workspace->get<float>(W::kQueries, tokens * a.o.in);
   float* heads = run.workspace->get<float>(W::kFloats, tokens * a.o.in);
-  WorkList work(a.shape, run.step);
+  WorkList work(a.shape, run.step, row_of_sums<C>(a.shape));
+  work.keep_partials(run.workspace->get<float>(W::kPartials, work.partial_floats()));
   const RopeCacheArgs rope{qkv, q, a.shape, run.step, run.cache, a.rope};
 #pragma omp parallel
   {
