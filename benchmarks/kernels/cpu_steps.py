@@ -21,17 +21,25 @@ from pagemill.attention.select import select_attention
 from pagemill.checkpoint.open import open_checkpoint
 from pagemill.checkpoint.source import resolve_model
 from pagemill.checkpoint.weights import iterate_weights
+from pagemill.device.select import select_device
 from pagemill.layers.base import BuildContext
 from pagemill.models.base import Model
 from pagemill.models.loader import load_model
 from pagemill.ops.select import select_ops
 from pagemill.quant.select import select_quant
+from pagemill.runner.memory import allocate_cache
 
 BLOCK = 16
+NUM_BLOCKS = 1024
+CACHE_TYPES = {"auto": None, **{t: getattr(torch, t) for t in ("float32", "float16", "int8")}}
 
 
 def load(
-    name: str, quantization: str, max_position: int, dtype: torch.dtype = torch.float32
+    name: str,
+    quantization: str,
+    max_position: int,
+    dtype: torch.dtype = torch.float32,
+    cache_type: torch.dtype | None = None,
 ) -> tuple[Model, list[LayerCache]]:
     checkpoint = open_checkpoint(resolve_model(name).path)
     config = replace(checkpoint.model_config(), max_position=max_position)
@@ -42,11 +50,10 @@ def load(
     weights = iterate_weights(checkpoint, keep_groups=quant.keeps_groups)
     model = load_model(config, context, weights)
     print(f"loaded in {time.perf_counter() - began:.2f} s")
-    cache_type = dtype if quant.name == "none" else torch.float16
-    num_blocks = 1024
-    shapes = [(num_blocks, s.num_kv_heads, BLOCK, s.head_dim) for s in model.kv_cache_specs()]
-    caches = [LayerCache(*(torch.zeros(shape, dtype=cache_type) for _ in "kv")) for shape in shapes]
-    return model, caches
+    if cache_type is None:
+        cache_type = dtype if quant.name == "none" else torch.float16
+    specs = model.kv_cache_specs()
+    return model, allocate_cache(select_device("cpu"), specs, NUM_BLOCKS, BLOCK, cache_type)
 
 
 def make_batch(caches: list[LayerCache], rows: int, queries: int, past: int) -> ForwardBatch:
@@ -93,6 +100,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--quantization", default="int8")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--cache", default="auto", choices=CACHE_TYPES)
     parser.add_argument("--context", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -100,7 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
-    model, caches = load(args.model, args.quantization, args.context + 1024, dtype)
+    longest, cache_type = args.context + 1024, CACHE_TYPES[args.cache]
+    model, caches = load(args.model, args.quantization, longest, dtype, cache_type)
     for shape in args.shapes.split(","):
         rows, queries = map(int, shape.split("x"))
         past = args.context if queries == 1 else 0

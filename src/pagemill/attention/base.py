@@ -26,7 +26,8 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """The pages of one layer, [num_blocks, num_kv_heads, block_size, head_dim] each.
+    """The pages of one layer, [num_blocks, num_kv_heads, block_size, head_dim] each;
+    in int8 with scales, see `ops/int8_cache.py`.
 
     Allocate them as zeros: backends may multiply what lies behind a row's end by zero, and
     uninitialised memory can hold NaN.

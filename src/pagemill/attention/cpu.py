@@ -48,6 +48,6 @@ class CpuAttention:
                 spec.sliding_window,
             ),
             step,
-            cache_pages(cache.k, cache.v, q.dtype),
+            cache_pages(cache.k, cache.v, spec.head_dim, q.dtype),
         )
         return out

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch
+from pagemill.ops.int8_cache import widen_pages
 
 # Scores held at once by the path that materialises them.
 _MAX_SCORES = 1 << 24
@@ -120,6 +121,9 @@ def _gather(cache: Tensor, pages: Tensor) -> Tensor:
     if cache.dtype.itemsize == 1:  # torch has no indexing of float8 on CPUs
         flat = flat.view(torch.uint8)
     chosen = flat.index_select(0, pages.flatten()).view(cache.dtype)
+    if cache.dtype == torch.int8:
+        widened = widen_pages(chosen.view(-1, *cache.shape[2:]))
+        return widened.view(rows, heads, -1, widened.shape[2])
     return chosen.view(rows, heads, -1, cache.shape[3])
 
 

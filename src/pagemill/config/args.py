@@ -186,7 +186,10 @@ class ServeArgs:
         alias="--gpu-memory-utilization",
     )
     kv_cache_dtype: str = flag(
-        "auto", _MEMORY, "type of cached keys and values; fp8 on GPUs", choices=("auto", "fp8")
+        "auto",
+        _MEMORY,
+        "type of cached keys and values: int8 on CPUs, fp8 on GPUs",
+        choices=("auto", "int8", "fp8"),
     )
     kv_cache_bytes: int | None = flag(
         None, _MEMORY, "size of the KV cache instead of the share", kind=int, metavar="N"

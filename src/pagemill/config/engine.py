@@ -25,7 +25,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     memory_utilization: float = 0.9
     kv_cache_bytes: int = 0
-    kv_cache_dtype: str = "model"  # "model": as `dtype` | "fp8"
+    kv_cache_dtype: str = "model"  # "model": as `dtype` | "int8" | "fp8"
     quantization: str = "none"  # "none" | "int8" | "fp8" | "fp8-block"
     load_format: str = "auto"  # "auto" | "dummy"
     attention_backend: str = "default"

@@ -191,6 +191,10 @@ def _quantization(
 def _kv_cache_dtype(args: ServeArgs, device: DeviceFacts) -> str:
     if args.kv_cache_dtype == "auto":
         return "model"
+    if args.kv_cache_dtype == "int8":
+        if device.type != "cpu":
+            raise ConfigError("--kv-cache-dtype int8 has kernels for CPUs only; GPUs have fp8")
+        return args.kv_cache_dtype
     _require_fp8("--kv-cache-dtype", device)
     return args.kv_cache_dtype
 

@@ -30,6 +30,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+_CACHE_DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 def find_decode_ops(
@@ -59,9 +60,9 @@ def build_context(config: EngineConfig, model: ModelConfig, device: Device) -> B
 
 
 def cache_type(config: EngineConfig, device: Device, context: BuildContext) -> torch.dtype:
-    """float8 if asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
-    if config.kv_cache_dtype == "fp8":
-        return torch.float8_e4m3fn
+    """What was asked for; on CPUs, half the bytes of float32 where weights are rounded as well."""
+    if config.kv_cache_dtype != "model":
+        return _CACHE_DTYPES[config.kv_cache_dtype]
     rounded = context.quant.name != "none"
     if device.type == "cpu" and context.dtype == torch.float32 and rounded:
         return torch.float16

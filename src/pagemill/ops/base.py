@@ -62,7 +62,7 @@ class Ops(Protocol):
         slot_mapping: Tensor,  # [T] int64: block * block_size + offset, -1: do not write
         cos_sin: Tensor,  # [max_position, D] float32: cos of D/2 frequencies, then sin
         shape: HeadShape,
-        k_cache: Tensor,  # [num_blocks, num_kv_heads, block_size, D]
+        k_cache: Tensor,  # [num_blocks, num_kv_heads, block_size, D]; int8: see int8_cache.py
         v_cache: Tensor,  # as k_cache
         q_norm: Tensor | None,  # [D] float32
         k_norm: Tensor | None,  # [D] float32

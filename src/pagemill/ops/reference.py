@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pagemill.ops.base import HeadShape
 from pagemill.ops.fp8 import FP8_MAX, group_size
+from pagemill.ops.int8_cache import codes_and_scales, round_rows
 
 
 class ReferenceOps:
@@ -104,6 +105,11 @@ def _write_pages(
             slots, k, v = slot_mapping[rows], k[rows], v[rows]
     index = (slots // block_size, slots % block_size)
     for cache, values in ((k_cache, k), (v_cache, v)):
+        if cache.dtype == torch.int8:
+            cache, scales = codes_and_scales(cache)
+            values, scale = round_rows(values)
+            scales = scales.transpose(1, 2)  # [num_blocks, block_size, num_kv_heads]
+            scales[index] = scale if keep is None else torch.where(keep[0], scale, scales[index])
         pages = cache.transpose(1, 2)  # [num_blocks, block_size, num_kv_heads, D]
         if cache.dtype == torch.float8_e4m3fn:
             values = values.clamp(-FP8_MAX, FP8_MAX).to(cache.dtype).view(torch.uint8)

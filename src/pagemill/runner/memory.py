@@ -15,6 +15,7 @@ from pagemill.config.engine import EngineConfig
 from pagemill.device.base import Device
 from pagemill.errors import ModelLoadError
 from pagemill.models.base import KVCacheSpec
+from pagemill.ops.int8_cache import row_size
 from pagemill.params import SamplingParams
 from pagemill.scheduler.batch import Admission, Batch, NewBlocks
 
@@ -35,7 +36,8 @@ class CacheFit:
 
 def block_bytes(specs: Sequence[KVCacheSpec], block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block, keys and values of the layers that share it."""
-    return sum(2 * s.num_kv_heads * s.head_dim * block_size * dtype.itemsize for s in specs)
+    elements = sum(2 * s.num_kv_heads * row_size(s.head_dim, dtype) for s in specs)
+    return elements * block_size * dtype.itemsize
 
 
 def cache_budget(config: EngineConfig, device: Device, activation_bytes: int) -> int:
@@ -111,7 +113,7 @@ def allocate_cache(
 def _pages(
     device: Device, spec: KVCacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
+    shape = (num_blocks, spec.num_kv_heads, block_size, row_size(spec.head_dim, dtype))
     num_bytes = int(np.prod(shape)) * dtype.itemsize
     return device.allocate(num_bytes).view(dtype).view(shape)
 

@@ -257,6 +257,12 @@ def test_deterministic_mode_has_no_float8_products() -> None:
         run(H100, quantization="fp8", deterministic=True)
 
 
+def test_a_cache_in_int8_is_for_cpus() -> None:
+    assert run(CPU, kv_cache_dtype="int8").kv_cache_dtype == "int8"
+    with pytest.raises(ConfigError, match="--kv-cache-dtype int8 has kernels for CPUs only"):
+        run(H100, kv_cache_dtype="int8")
+
+
 def test_float8_needs_a_device_that_has_it() -> None:
     assert run(H100, quantization="fp8", kv_cache_dtype="fp8").kv_cache_dtype == "fp8"
     for device in (CPU, T4):

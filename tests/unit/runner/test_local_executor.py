@@ -79,6 +79,37 @@ def test_an_executor_says_what_it_has_and_runs(config: EngineConfig) -> None:
     executor.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "ops", "quantization", "deterministic"),
+    [
+        ("float32", "default", "int8", False),
+        ("float32", "default", "none", True),
+        ("bfloat16", "default", "none", False),
+        ("bfloat16", "default", "none", True),
+        ("float32", "reference", "none", False),
+        ("float16", "default", "none", False),
+    ],
+)
+def test_a_cache_in_int8(
+    config: EngineConfig, dtype: str, ops: str, quantization: str, deterministic: bool
+) -> None:
+    config = msgspec.structs.replace(
+        config,
+        dtype=dtype,
+        ops=ops,
+        quantization=quantization,
+        deterministic=deterministic,
+        kv_cache_dtype="int8",
+    )
+    executor, _ = build(config)
+    info, per_block = executor.info, 2 * 2 * 2 * (8 + 4) * 16
+    assert info.num_blocks == MIB // per_block and info.cache_bytes == info.num_blocks * per_block
+    batch = largest_batch(config)
+    executor.forward(batch)
+    assert executor.sample(batch).wait().num_tokens.tolist() == [1] * 4
+    executor.shutdown()
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_the_same_seed_makes_the_same_model(config: EngineConfig, deterministic: bool) -> None:
     config = msgspec.structs.replace(config, deterministic=deterministic)

@@ -36,6 +36,10 @@ def config(**changes: object) -> EngineConfig:
 
 def test_a_block_holds_keys_and_values_of_all_layers() -> None:
     assert block_bytes(SPECS, 16, torch.bfloat16) == 2 * 2 * 16 * (2 * 8 + 1 * 16)
+    with_scales = 2 * (8 + 4) + 1 * (16 + 4)
+    assert block_bytes(SPECS, 16, torch.int8) == 2 * 16 * with_scales
+    pages = allocate_cache(CpuDevice(), SPECS, 3, 16, torch.int8)
+    assert sum(2 * layer.k.nbytes for layer in pages) == 3 * 2 * 16 * with_scales
 
 
 def test_the_context_is_kept_when_it_fits() -> None:

@@ -75,7 +75,8 @@ class _Layer:
 
     def pages(self, k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> _native.Cache:
         if self._cache is None or self._cache[0]() is not k_cache:
-            self._cache = ref(k_cache), cache_pages(k_cache, v_cache, dtype)
+            size = self._parts.shape.head_dim
+            self._cache = ref(k_cache), cache_pages(k_cache, v_cache, size, dtype)
         return self._cache[1]
 
 

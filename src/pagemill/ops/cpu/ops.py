@@ -101,7 +101,7 @@ class CpuOps:
             q.data_ptr(),
             attention_shape(shape.num_heads, shape.num_kv_heads, shape.head_dim),
             step,
-            cache_pages(k_cache, v_cache, qkv.dtype),
+            cache_pages(k_cache, v_cache, shape.head_dim, qkv.dtype),
             _native.Rope(float_address(cos_sin), float_address(q_norm), float_address(k_norm), eps),
         )
         return q

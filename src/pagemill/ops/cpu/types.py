@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pagemill.ops.cpu import _native
+from pagemill.ops.int8_cache import row_size
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _CACHE_TYPES = {
-    torch.float32: (torch.float32, torch.float16),
-    torch.bfloat16: (torch.bfloat16,),
+    torch.float32: (torch.float32, torch.float16, torch.int8),
+    torch.bfloat16: (torch.bfloat16, torch.int8),
 }
-_CACHE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CACHE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 MAX_HEAD_DIM = 256
 MAX_QUERY_GROUP = 32
 
@@ -58,12 +59,13 @@ def attention_shape(
     return _native.AttentionShape(num_heads, num_kv_heads, head_dim, scale, soft_cap, window)
 
 
-def cache_pages(k: Tensor, v: Tensor, activations: torch.dtype) -> _native.Cache:
-    """The pages of a layer, [num_blocks, num_kv_heads, block_size, D] each.
+def cache_pages(k: Tensor, v: Tensor, head_dim: int, activations: torch.dtype) -> _native.Cache:
+    """The pages of a layer, [num_blocks, num_kv_heads, block_size, D] each, see `LayerCache`.
 
     Raises TypeError for types that the kernels do not combine.
     """
     if k.dtype not in _CACHE_TYPES.get(activations, ()):
         raise TypeError(f"no CPU kernel has a cache of {k.dtype} beside {activations}")
     assert k.dtype == v.dtype
+    assert k.shape == v.shape and k.shape[3] == row_size(head_dim, k.dtype)
     return _native.Cache(address(k), address(v), _CACHE_CODES[k.dtype], k.shape[2])

@@ -60,6 +60,12 @@ inline void store_bytes(int8_t* out, VecI v) {
 #endif
 }
 
+// The nearest integers, ties to even, of numbers below 2^22.
+inline VecI nearest(VecF x) {
+  // Adding 1.5 * 2^23 leaves them in the low bits.
+  return reinterpret_cast<VecI>(x + 12582912.0f) - 0x4b400000;
+}
+
 // kGroup floats -> int8 with their scale and shifted sum.
 inline void quantize_group(const float* x, int8_t* out, float* scale, int32_t* shifted_sum) {
   VecF tops{};
@@ -68,9 +74,7 @@ inline void quantize_group(const float* x, int8_t* out, float* scale, int32_t* s
   float inverse = top > 0 ? kActivationTop / top : 0.0f;
   VecI totals{};
   for (int i = 0; i < kGroup; i += kLanes) {
-    VecF scaled = load(x + i) * inverse;
-    // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
-    VecI rounded = reinterpret_cast<VecI>(scaled + 12582912.0f) - 0x4b400000;
+    VecI rounded = nearest(load(x + i) * inverse);
     totals += rounded;
     store_bytes(out + i, rounded);
   }

@@ -1,54 +1,22 @@
 // Paged attention over mixed rows: decode and chunked prefill in one call.
 //
 // A work item is a tile of one row's queries and one key-value head, or all of them where a few
-// queries read many keys: their cached rows lie side by side in a page. Keys are read in tiles
-// through the block table.
+// queries read many keys: their cached rows lie side by side in a page. Of very many keys an item
+// reads a part. Keys are read in tiles through the block table.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
-#include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "activations.h"
+#include "attention_codes.h"
 #include "attention_tiles.h"
+#include "attention_work.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace pagemill::PAGEMILL_ISA {
-
-struct Item {
-  int32_t row, kv_head, num_kv_heads, first_query, num_queries;
-};
-
-// The items of a step, which its threads take one by one, the longest of a row first.
-class WorkList {
- public:
-  WorkList(const AttentionShape& shape, const StepArgs& step) {
-    const int32_t group = int32_t(shape.heads / shape.kv_heads), heads = int32_t(shape.kv_heads);
-    const int32_t tile = std::max<int32_t>(1, kWide / group);
-    const int threads = omp_get_max_threads();
-    const bool enough = step.rows >= 2 * threads || step.rows % threads == 0;
-    for (int32_t r = 0; r < step.rows; r++) {
-      int32_t queries = step.query_start[r + 1] - step.query_start[r];
-      int32_t each = enough && queries * group <= kNarrow ? heads : 1;
-      for (int32_t first = (queries + tile - 1) / tile * tile - tile; first >= 0; first -= tile)
-        for (int32_t h = 0; h < heads; h += each)
-          items_.push_back({r, h, each, first, std::min(tile, queries - first)});
-    }
-  }
-
-  // Null after the last one.
-  const Item* take() {
-    size_t i = taken_.fetch_add(1, std::memory_order_relaxed);
-    return i < items_.size() ? &items_[i] : nullptr;
-  }
-
- private:
-  std::vector<Item> items_;
-  std::atomic<size_t> taken_{0};
-};
 
 // Writes heads [tokens, heads, head_dim] of type T.
 template <typename T>
@@ -73,6 +41,12 @@ struct RoundedOutput {
   }
 };
 
+// Floats in a row of sums of the narrow way with a cache of type C.
+template <typename C>
+int row_of_sums(const AttentionShape& shape) {
+  return ProductsOf<C>::Type::padded(int(shape.head_dim));
+}
+
 // One thread's working memory and way through items. Q: type of queries, C: of the cache.
 template <typename Q, typename C, typename Output>
 class Worker {
@@ -85,53 +59,80 @@ class Worker {
         queries_(q),
         output_(output),
         dim_(int(shape.head_dim)),
-        group_(int(shape.heads / shape.kv_heads)) {}
+        group_(int(shape.heads / shape.kv_heads)),
+        width_(row_of_sums<C>(shape)),
+        pages_{cache.block_size, shape.head_dim} {}
 
   // Returns the item to run next.
   const Item* run(const Item& item, WorkList& work) {
     rows_ = item.num_queries * group_;
     first_token_ = step_.query_start[item.row] + item.first_query;
     first_position_ = first_position(item);
-    if (rows_ <= kNarrow) return run_narrow(item, work);
+    if (rows_ <= Products::kMost) return run_narrow(item, work);
     run_wide(item);
     return work.take();
   }
 
  private:
+  using Products = typename ProductsOf<C>::Type;
+
   const Item* run_narrow(const Item& item, WorkList& work) {
     const Item* after = nullptr;
-    narrow_.start(item.num_kv_heads * rows_, dim_);
+    const int queries = item.num_kv_heads * rows_;
+    narrow_.start(queries, dim_, width_);
     for (int h = 0; h < item.num_kv_heads; h++)
       for (int r = 0; r < rows_; r++) {
         const Q* query = query_row(item.kv_head + h, r);
         float* to = narrow_.q.data() + (h * rows_ + r) * dim_;
         for (int i = 0; i < dim_; i++) to[i] = to_float(query[i]) * shape_.scale;
       }
-    for_tiles(item, kNarrowKeys, [&](int64_t key, const KeyTile<C>& tile, bool last) {
+    products_.start(narrow_.q.data(), queries, dim_);
+    for_tiles(item, kNarrowKeys, [&](int64_t key, bool last) {
       if (last) after = work.take();
       last ? look_ahead(after) : look_ahead(item, key + kNarrowKeys);
-      for (int h = 0; h < item.num_kv_heads; h++) add_tile(h, key, tile);
+      for (int h = 0; h < item.num_kv_heads; h++) add_tile(item, h, key);
     });
-    for (int h = 0; h < item.num_kv_heads; h++) write_narrow(h, item.kv_head + h);
+    if (item.split < 0 || merge(item, work))
+      for (int h = 0; h < item.num_kv_heads; h++) write_narrow(h, item.kv_head + h);
     return after;
   }
 
-  // A tile's part in the results of the item's head h.
-  void add_tile(int h, int64_t key, const KeyTile<C>& tile) {
-    const int first = h * rows_;
-    const int64_t offset = h * cache_.block_size * dim_;
-    narrow_.score(tile, offset, first, rows_, dim_, ahead_);
+  // Leaves the part's results for the thread that comes to the last part, and returns whether this
+  // is the one. It then has the results of all parts, added up in their order, whoever computed
+  // them: with the weights of the online softmax (arXiv:1805.02867), as in flash decoding.
+  bool merge(const Item& item, WorkList& work) {
+    const int queries = item.num_kv_heads * rows_;
+    const Partial own = work.partial(item.split, item.part, queries, width_);
+    std::copy_n(narrow_.top.data(), queries, own.top);
+    std::copy_n(narrow_.total.data(), queries, own.total);
+    std::copy_n(narrow_.out.data(), queries * width_, own.out);
+    if (!work.finish(item.split)) return false;
+    narrow_.clear(queries, width_);
+    for (int part = 0; part < work.parts(item.split); part++)
+      narrow_.merge(work.partial(item.split, part, queries, width_), queries, width_);
+    return true;
+  }
+
+  // The tile's part in the results of the item's head h.
+  void add_tile(const Item& item, int h, int64_t key) {
+    const int first = h * rows_, count = tile_.count;
+    const int64_t offset = h * pages_.stride();
+    if constexpr (kScaled<C>) find_scales(item, h, key);
+    products_.score(tile_, offset, first, rows_, narrow_.scores, ahead_);
     for (int r = 0; r < rows_; r++)
-      narrow_.softmax(first + r, narrow_.scores + r * kNarrowKeys, span(r, key, tile.count),
-                      tile.count, shape_.soft_cap, dim_);
-    narrow_.add(tile, offset, first, rows_, dim_, ahead_);
+      narrow_.softmax(first + r, narrow_.scores + r * kNarrowKeys, span(r, key, count),
+                      shape_.soft_cap, width_);
+    float* out = narrow_.out.data() + first * width_;
+    products_.add(tile_, offset, rows_, narrow_.scores, out, ahead_);
   }
 
   void write_narrow(int h, int64_t kv_head) {
     for (int r = 0; r < rows_; r++) {
       int query = h * rows_ + r;
-      float* out = narrow_.out.data() + query * dim_;
-      for (int i = 0; i < dim_; i++) out[i] /= narrow_.total[query];
+      float* out = narrow_.out.data() + query * width_;
+      Products::in_order(out, width_);
+      const float factor = 1.0f / narrow_.total[query];
+      for (int i = 0; i < dim_; i++) out[i] *= factor;
       output_.write(first_token_ + r / group_, head(kv_head, r), out);
     }
   }
@@ -142,15 +143,16 @@ class Worker {
       const Q* query = query_row(item.kv_head, std::min(r, rows_ - 1));  // lanes beyond: the last
       for (int i = 0; i < dim_; i++) wide_.q[i * kWide + r] = to_float(query[i]) * shape_.scale;
     }
-    for_tiles(item, kWideKeys, [&](int64_t key, const KeyTile<C>& tile, bool) {
-      const int count = tile.count;
-      wide_.score(tile.keys, count, dim_, shape_.soft_cap);
+    for_tiles(item, kWideKeys, [&](int64_t key, bool) {
+      const int count = tile_.count;
+      if constexpr (kScaled<C>) find_scales(item, 0, key);
+      wide_.score(tile_, dim_, shape_.soft_cap);
       for (int r = 0; r < rows_; r++) {
         Span seen = span(r, key, count);
         if (seen.begin > 0 || seen.end < count) wide_.mask(r, seen, count);
       }
       wide_.softmax(count, dim_);
-      wide_.add_values(tile.values, count, dim_);
+      wide_.add_values(tile_, dim_);
     });
     wide_.divide(dim_);
     float values[kMaxHeadDim];
@@ -173,64 +175,72 @@ class Worker {
   }
 
   int64_t first_position(const Item& item) const {
-    int64_t queries = step_.query_start[item.row + 1] - step_.query_start[item.row];
-    return step_.seq_lens[item.row] - queries + item.first_query;
+    return position(step_, item.row, item.first_query);
   }
 
-  // The first key that any query of the item sees, and the one behind the last.
-  int64_t first_key(const Item& item) const {
-    if (shape_.window == 0) return 0;
-    return std::max<int64_t>(0, first_position(item) - shape_.window + 1);
-  }
-
-  int64_t last_key(const Item& item) const { return first_position(item) + item.num_queries; }
-
-  // Calls work(first key, tile, whether it is the last).
+  // Calls work(first key, whether it is the last tile) for each tile.
   template <typename Work>
   void for_tiles(const Item& item, int size, Work work) {
-    const int64_t end = last_key(item);
-    for (int64_t key = first_key(item); key < end; key += size) {
-      find_rows(item, key, int(std::min<int64_t>(size, end - key)), tile_);
-      work(key, tile_, key + size >= end);
+    for (int64_t key = item.begin; key < item.end; key += size) {
+      find_rows(item, key, int(std::min<int64_t>(size, item.end - key)));
+      work(key, key + size >= item.end);
     }
   }
 
   void look_ahead(const Item* item) {
     ahead_.clear();
-    if (item != nullptr) look_ahead(*item, first_key(*item));
+    if (item != nullptr) look_ahead(*item, item->begin);
   }
 
   // The tile from `key` on is to be fetched meanwhile.
   void look_ahead(const Item& item, int64_t key) {
     const int32_t* table = step_.block_table + item.row * step_.table_stride;
-    const int64_t end = std::min<int64_t>(key + kNarrowKeys, last_key(item));
-    const int64_t head_bytes = cache_.block_size * dim_ * int64_t(sizeof(C));
+    const int64_t end = std::min<int64_t>(key + kNarrowKeys, item.end);
     ahead_.clear();
     for (const void* pool : {cache_.k, cache_.v})
       for (int64_t block = key / cache_.block_size; block * cache_.block_size < end; block++) {
         int64_t page = int64_t(table[block]) * shape_.kv_heads + item.kv_head;
-        ahead_.add(static_cast<const char*>(pool) + page * head_bytes,
-                   item.num_kv_heads * head_bytes);
+        ahead_.add(pages_.row(pool, page, 0), item.num_kv_heads * pages_.bytes());
       }
   }
 
   // Where the cached rows of a tile lie; the last one again where four are not whole.
-  void find_rows(const Item& item, int64_t key, int count, KeyTile<C>& tile) {
+  void find_rows(const Item& item, int64_t key, int count) {
+    tile_.count = count;
+    for_pages(item, 0, key, [&](int64_t page, int64_t offset, int first, int end) {
+      const C* keys = pages_.row(cache_.k, page, offset);
+      const C* values = pages_.row(cache_.v, page, offset);
+      for (int j = first; j < end; j++) {
+        tile_.keys[j] = keys + (j - first) * dim_;
+        tile_.values[j] = values + (j - first) * dim_;
+      }
+    });
+    for (int j = count; j % kFour != 0; j++) {
+      tile_.keys[j] = tile_.keys[count - 1];
+      tile_.values[j] = tile_.values[count - 1];
+    }
+  }
+
+  // Those of the item's head h.
+  void find_scales(const Item& item, int h, int64_t key) {
+    for_pages(item, h, key, [&](int64_t page, int64_t offset, int first, int end) {
+      const size_t bytes = (end - first) * sizeof(float);
+      std::memcpy(tile_.key_scales + first, pages_.scale(cache_.k, page, offset), bytes);
+      std::memcpy(tile_.value_scales + first, pages_.scale(cache_.v, page, offset), bytes);
+    });
+  }
+
+  // Calls work(page of head h, its first row, the tile's keys there: first, end).
+  template <typename Work>
+  void for_pages(const Item& item, int h, int64_t key, Work work) const {
     const int32_t* table = step_.block_table + item.row * step_.table_stride;
     int64_t block = key / cache_.block_size, offset = key % cache_.block_size;
-    tile.count = count;
-    for (int j = 0; j < count;) {
-      int64_t page = int64_t(table[block++]) * shape_.kv_heads + item.kv_head;
-      int64_t first = page * cache_.block_size * dim_;
-      for (; offset < cache_.block_size && j < count; offset++, j++) {
-        tile.keys[j] = static_cast<const C*>(cache_.k) + first + offset * dim_;
-        tile.values[j] = static_cast<const C*>(cache_.v) + first + offset * dim_;
-      }
+    for (int first = 0; first < tile_.count;) {
+      int64_t page = int64_t(table[block++]) * shape_.kv_heads + item.kv_head + h;
+      int end = int(std::min<int64_t>(tile_.count, first + cache_.block_size - offset));
+      work(page, offset, first, end);
+      first = end;
       offset = 0;
-    }
-    for (int j = count; j % kFour != 0; j++) {
-      tile.keys[j] = tile.keys[count - 1];
-      tile.values[j] = tile.values[count - 1];
     }
   }
 
@@ -239,13 +249,15 @@ class Worker {
   const CacheArgs& cache_;
   const Q* queries_;
   const Output& output_;
-  const int dim_, group_;
+  const int dim_, group_, width_;  // width_: floats in a row of sums
+  const PageShape<C> pages_;
   int rows_ = 0;
   int64_t first_token_ = 0, first_position_ = 0;
   KeyTile<C> tile_;
   Stream ahead_;
   NarrowTile narrow_;
   WideTile wide_;
+  Products products_;
 };
 
 // To be called by all threads of a region, with the same work.
@@ -260,7 +272,9 @@ void attend(const AttentionShape& shape, const StepArgs& step, const CacheArgs& 
 
 template <typename Q, typename C>
 void attention(const AttentionArgs& a) {
-  WorkList work(a.shape, a.step);
+  WorkList work(a.shape, a.step, row_of_sums<C>(a.shape));
+  std::vector<float> partials(work.partial_floats());
+  work.keep_partials(partials.data());
   PlainOutput<Q> output{static_cast<Q*>(a.out), a.shape.heads, a.shape.head_dim};
 #pragma omp parallel
   attend<Q, C>(a.shape, a.step, a.cache, work, static_cast<const Q*>(a.q), output);

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cache_row.h"
 #include "simd.h"
 
 namespace pagemill::PAGEMILL_ISA {
@@ -24,12 +25,14 @@ constexpr float kMasked = -1e30f;
 constexpr int kWideVectors = kWide / kLanes;
 constexpr int kWideRows = kLanes == 16 ? 8 : kLanes == 8 ? 3 : 1;  // rows of C in registers
 
-// Where the cached rows of some keys lie.
+// Where the cached rows of some keys lie, and the scales of those of one head if they have any.
 template <typename C>
 struct KeyTile {
   int count;
   const C* keys[kNarrowKeys];
   const C* values[kNarrowKeys];
+  float key_scales[kScaled<C> ? kNarrowKeys : 1];
+  float value_scales[kScaled<C> ? kNarrowKeys : 1];
 };
 
 // Memory to be read soon, fetched into the second cache bit by bit in the order of its addresses.
@@ -37,6 +40,8 @@ struct KeyTile {
 // prefetching without a stream to follow and reaches half of the memory's speed or less.
 class Stream {
  public:
+  static constexpr int kLine = 64;
+
   void clear() { count_ = run_ = 0; }
 
   void add(const void* memory, int64_t bytes) {
@@ -47,7 +52,7 @@ class Stream {
       runs_[count_++] = {at, at + bytes};
   }
 
-  void fetch(int64_t bytes) {
+  void fetch(int64_t bytes = kLine) {
     for (; bytes > 0 && run_ < count_; bytes -= kLine) {
       Run& run = runs_[run_];
       __builtin_prefetch(run.at, 0, 2);
@@ -57,7 +62,6 @@ class Stream {
   }
 
  private:
-  static constexpr int kLine = 64;
   struct Run {
     const char *at, *end;
   };
@@ -123,17 +127,22 @@ struct WideTile {
   }
 
   template <typename T>
-  void widen(const T* const* from, int count, int dim) {
+  void widen(const T* const* from, const float* scales, int count, int dim) {
     for (int j = 0; j < count; j++) {
+      const float scale = kScaled<T> ? scales[j] : 1.0f;
       int i = 0;
-      for (; i + kLanes <= dim; i += kLanes) store(rows + j * dim + i, load(from[j] + i));
-      for (; i < dim; i++) rows[j * dim + i] = to_float(from[j][i]);
+      for (; i + kLanes <= dim; i += kLanes) {
+        VecF x = load(from[j] + i);
+        store(rows + j * dim + i, kScaled<T> ? x * scale : x);
+      }
+      for (; i < dim; i++) rows[j * dim + i] = to_float(from[j][i]) * scale;
     }
   }
 
   template <typename T>
-  void score(const T* const* keys, int count, int dim, float cap) {
-    widen(keys, count, dim);
+  void score(const KeyTile<T>& tile, int dim, float cap) {
+    const int count = tile.count;
+    widen(tile.keys, tile.key_scales, count, dim);
     wide_product<false>(rows, dim, 1, count, dim, q, scores);
     if (cap > 0)
       for (int i = 0; i < count * kWide; i += kLanes)
@@ -179,9 +188,9 @@ struct WideTile {
   }
 
   template <typename T>
-  void add_values(const T* const* values, int count, int dim) {
-    widen(values, count, dim);
-    wide_product<true>(rows, 1, dim, dim, count, scores, out);
+  void add_values(const KeyTile<T>& tile, int dim) {
+    widen(tile.values, tile.value_scales, tile.count, dim);
+    wide_product<true>(rows, 1, dim, dim, tile.count, scores, out);
   }
 };
 
@@ -256,46 +265,107 @@ void add_values(const float* weights, const T* const* rows, int64_t offset, int 
         out[r * dim + i] += weights[r * kNarrowKeys + j] * to_float(rows[j][offset + i]);
 }
 
-// Queries of several key-value heads, `rows` of each at most kNarrow; `first` is a head's first.
-// The cached rows of a head lie `offset` elements behind those that a tile names.
-struct NarrowTile {
-  std::vector<float> q, out;      // [query, dim]
-  std::vector<float> top, total;  // [query]
-  float scores[kNarrow * kNarrowKeys];
+// Calls work<n>(first row) for blocks of n rows, n up to 4.
+template <typename Work>
+void by_fours(int rows, Work work) {
+  for (int r = 0; r < rows; r += 4) switch (std::min(4, rows - r)) {
+      case 1: work(r, std::integral_constant<int, 1>{}); break;
+      case 2: work(r, std::integral_constant<int, 2>{}); break;
+      case 3: work(r, std::integral_constant<int, 3>{}); break;
+      default: work(r, std::integral_constant<int, 4>{});
+    }
+}
 
-  void start(int queries, int dim) {
-    q.resize(queries * dim);
-    out.assign(queries * dim, 0.0f);
-    top.assign(queries, kMasked);
-    total.assign(queries, 0.0f);
+// The products of the narrow way, in float. The cached rows of a head lie `offset` elements behind
+// those that a tile names; `first` is the head's first query.
+template <typename C>
+class FloatProducts {
+ public:
+  static constexpr int kMost = kNarrow;  // queries of a head
+
+  // Floats in a row of sums, and its dimensions in order.
+  static int padded(int dim) { return dim; }
+  static void in_order(float*, int) {}
+
+  // Takes rows of floats [query, dim], which must stay.
+  void start(const float* q, int, int dim) {
+    queries_ = q;
+    dim_ = dim;
   }
 
-  // Calls work<n>(first row) for blocks of n rows, n up to 4.
-  template <typename Work>
-  static void by_fours(int rows, Work work) {
-    for (int r = 0; r < rows; r += 4) switch (std::min(4, rows - r)) {
-        case 1: work(r, std::integral_constant<int, 1>{}); break;
-        case 2: work(r, std::integral_constant<int, 2>{}); break;
-        case 3: work(r, std::integral_constant<int, 3>{}); break;
-        default: work(r, std::integral_constant<int, 4>{});
-      }
-  }
-
-  template <typename T>
-  void score(const KeyTile<T>& tile, int64_t offset, int first, int rows, int dim,
-             Stream& ahead) {
+  // scores[r][key] = query first + r times a key, for `rows` queries and all keys of the tile.
+  void score(const KeyTile<C>& tile, int64_t offset, int first, int rows, float* scores,
+             Stream& ahead) const {
     by_fours(rows, [&](int r, auto n) {
       for (int j = 0; j < tile.count; j += kFour) {
-        if (r == 0) ahead.fetch(kFour * dim * sizeof(T));
-        dot_four_keys<n.value>(q.data() + (first + r) * dim, tile.keys + j, offset, dim,
+        if (r == 0) ahead.fetch(kFour * row_bytes<C>(dim_));
+        dot_four_keys<n.value>(queries_ + int64_t(first + r) * dim_, tile.keys + j, offset, dim_,
                                scores + r * kNarrowKeys + j);
+      }
+    });
+    if constexpr (kScaled<C>) scale_rows(scores, rows, tile.key_scales, tile.count);
+  }
+
+  // out[r] += sum of weights[r][key] * value; the weights are lost.
+  void add(const KeyTile<C>& tile, int64_t offset, int rows, float* weights, float* out,
+           Stream& ahead) const {
+    constexpr int kSome = 16;  // keys between two looks ahead
+    if constexpr (kScaled<C>) scale_rows(weights, rows, tile.value_scales, tile.count);
+    by_fours(rows, [&](int r, auto n) {
+      for (int j = 0; j < tile.count; j += kSome) {
+        int count = std::min(kSome, tile.count - j);
+        if (r == 0) ahead.fetch(count * row_bytes<C>(dim_));
+        add_values<n.value>(weights + r * kNarrowKeys + j, tile.values + j, offset, count, dim_,
+                            out + int64_t(r) * dim_);
       }
     });
   }
 
+ private:
+  static void scale_rows(float* x, int rows, const float* scales, int count) {
+    for (int r = 0; r < rows; r++)
+      for (int j = 0; j < count; j += kLanes)
+        store(x + r * kNarrowKeys + j, load(x + r * kNarrowKeys + j) * load(scales + j));
+  }
+
+  const float* queries_ = nullptr;
+  int dim_ = 0;
+};
+
+// Which products the narrow way takes with a cache of type C.
+template <typename C>
+struct ProductsOf {
+  using Type = FloatProducts<C>;
+};
+
+// What some queries have of a part of their keys.
+struct Partial {
+  float *top, *total;  // [query]
+  float* out;          // [query, width]
+};
+
+// Queries of several key-value heads, and their softmax over the keys so far.
+struct NarrowTile {
+  std::vector<float> q;           // [query, dim]
+  std::vector<float> out;         // [query, width]
+  std::vector<float> top, total;  // [query]
+  float scores[kWide * kNarrowKeys];  // of one head
+
+  // `width`: floats in a row of sums, at least dim.
+  void start(int queries, int dim, int width) {
+    q.resize(queries * dim);
+    clear(queries, width);
+  }
+
+  void clear(int queries, int width) {
+    out.assign(queries * width, 0.0f);
+    top.assign(queries, kMasked);
+    total.assign(queries, 0.0f);
+  }
+
   // Of one query, whose scores are `row`; keys outside of the span get no weight.
-  void softmax(int query, float* row, Span span, int count, float cap, int dim) {
-    const int end = (count + kLanes - 1) / kLanes * kLanes;
+  void softmax(int query, float* row, Span span, float cap, int width) {
+    constexpr int end = kNarrowKeys;  // a constant, so that all of them are in flight at once
     std::fill(row, row + span.begin, kMasked);
     std::fill(row + span.end, row + end, kMasked);
     const float before = top[query];
@@ -306,6 +376,7 @@ struct NarrowTile {
       tops = pagemill::PAGEMILL_ISA::max(tops, x);
     }
     const float now = pagemill::PAGEMILL_ISA::max(tops);
+    if (now != before) rescale(query, now, width);
     VecF sums{};
     for (int j = 0; j < end; j += kLanes) {
       VecF x = load(row + j);
@@ -313,24 +384,31 @@ struct NarrowTile {
       store(row + j, weight);
       sums += weight;
     }
-    float rescale = before <= kMasked ? 0.0f : exp(broadcast(before - now))[0];
-    total[query] = total[query] * rescale + sum(sums);
-    top[query] = now;
-    if (now != before)
-      for (int i = 0; i < dim; i++) out[query * dim + i] *= rescale;
+    total[query] += sum(sums);
   }
 
-  template <typename T>
-  void add(const KeyTile<T>& tile, int64_t offset, int first, int rows, int dim, Stream& ahead) {
-    constexpr int kSome = 16;  // keys between two looks ahead
-    by_fours(rows, [&](int r, auto n) {
-      for (int j = 0; j < tile.count; j += kSome) {
-        int count = std::min(kSome, tile.count - j);
-        if (r == 0) ahead.fetch(count * dim * sizeof(T));
-        add_values<n.value>(scores + r * kNarrowKeys + j, tile.values + j, offset, count, dim,
-                            out.data() + (first + r) * dim);
-      }
-    });
+  // Adds the results of other keys, all queries'.
+  void merge(const Partial& part, int queries, int width) {
+    for (int r = 0; r < queries; r++) {
+      if (part.top[r] > top[r]) rescale(r, part.top[r], width);
+      const float factor = weight(part.top[r], top[r]);
+      total[r] += part.total[r] * factor;
+      for (int i = 0; i < width; i++) out[r * width + i] += part.out[r * width + i] * factor;
+    }
+  }
+
+ private:
+  // Of what was summed relative to the maximum `before`; 0 if that was nothing.
+  static float weight(float before, float now) {
+    return before <= kMasked ? 0.0f : exp(broadcast(before - now))[0];
+  }
+
+  // The query has a new maximum.
+  void rescale(int query, float now, int width) {
+    const float factor = weight(top[query], now);
+    top[query] = now;
+    total[query] *= factor;
+    for (int i = 0; i < width; i++) out[query * width + i] *= factor;
   }
 };
 

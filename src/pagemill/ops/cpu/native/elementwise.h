@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "cache_row.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -85,23 +86,13 @@ inline void rotate(float* head, const float* cos_sin, int64_t head_dim) {
   }
 }
 
-template <typename T, typename C>
-void rope_head(const T* x, C* out, const float* norm, const float* cos_sin, int64_t head_dim,
+// A head as float, normed and rotated where there is something to do it with.
+template <typename T>
+void rope_head(const T* x, float* head, const float* norm, const float* cos_sin, int64_t head_dim,
                float eps) {
-  float head[512];
   for (int64_t i = 0; i < head_dim; i++) head[i] = to_float(x[i]);
   if (norm) norm_row<float>(head, nullptr, norm, head, head_dim, eps);
-  rotate(head, cos_sin, head_dim);
-  int64_t i = 0;
-  for (; i + kLanes <= head_dim; i += kLanes) store(out + i, load(head + i));
-  for (; i < head_dim; i++) from_float(head[i], out + i);
-}
-
-template <typename T, typename C>
-void copy_head(const T* x, C* out, int64_t head_dim) {
-  int64_t i = 0;
-  for (; i + kLanes <= head_dim; i += kLanes) store(out + i, load(x + i));
-  for (; i < head_dim; i++) from_float(to_float(x[i]), out + i);
+  if (cos_sin) rotate(head, cos_sin, head_dim);
 }
 
 template <typename T, typename C>
@@ -110,17 +101,22 @@ void rope_cache_token(const RopeCacheArgs& a, int64_t token) {
   const T* row = static_cast<const T*>(a.qkv) + token * (a.shape.heads + 2 * kv_heads) * d;
   const float* cos_sin = a.rope.cos_sin + a.step.positions[token] * d;
   T* q = static_cast<T*>(a.q) + token * a.shape.heads * d;
-  for (int64_t h = 0; h < a.shape.heads; h++)
-    rope_head(row + h * d, q + h * d, a.rope.q_norm, cos_sin, d, a.rope.eps);
+  float head[512];
+  for (int64_t h = 0; h < a.shape.heads; h++) {
+    rope_head(row + h * d, head, a.rope.q_norm, cos_sin, d, a.rope.eps);
+    store_row(head, d, q + h * d);
+  }
   int64_t slot = a.step.slot_mapping[token];
   if (slot < 0) return;
   const T* k = row + a.shape.heads * d;
   const T* v = k + kv_heads * d;
   int64_t block = slot / a.cache.block_size, offset = slot % a.cache.block_size;
+  const PageShape<C> pages{a.cache.block_size, d};
   for (int64_t h = 0; h < kv_heads; h++) {
-    int64_t at = ((block * kv_heads + h) * a.cache.block_size + offset) * d;
-    rope_head(k + h * d, static_cast<C*>(a.cache.k) + at, a.rope.k_norm, cos_sin, d, a.rope.eps);
-    copy_head(v + h * d, static_cast<C*>(a.cache.v) + at, d);
+    rope_head(k + h * d, head, a.rope.k_norm, cos_sin, d, a.rope.eps);
+    pages.write(head, static_cast<C*>(a.cache.k), block * kv_heads + h, offset);
+    rope_head<T>(v + h * d, head, nullptr, nullptr, d, 0.0f);
+    pages.write(head, static_cast<C*>(a.cache.v), block * kv_heads + h, offset);
   }
 }
 

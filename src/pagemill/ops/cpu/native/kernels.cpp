@@ -20,13 +20,27 @@ void dispatch(Type type, const Args& args) {
   type == Type::kFloat32 ? kFloat(args) : kHalf(args);
 }
 
-// The cache has the type of the activations, or is float16 beside float32.
-template <typename Args, void (*kFloat)(const Args&), void (*kMixed)(const Args&),
-          void (*kHalf)(const Args&)>
+// Calls kernel<activations, cache>: the cache has the type of the activations, or is int8, or float16
+// beside float32.
+template <typename Args, template <typename, typename> class Kernel>
 void dispatch_cached(Type type, const Args& args) {
-  if (type == Type::kBFloat16) return kHalf(args);
-  args.cache.type == Type::kFloat16 ? kMixed(args) : kFloat(args);
+  const bool codes = args.cache.type == Type::kInt8;
+  if (type == Type::kBFloat16)
+    return codes ? Kernel<BFloat16, Int8>::run(args) : Kernel<BFloat16, BFloat16>::run(args);
+  if (codes) return Kernel<float, Int8>::run(args);
+  args.cache.type == Type::kFloat16 ? Kernel<float, Float16>::run(args)
+                                    : Kernel<float, float>::run(args);
 }
+
+template <typename T, typename C>
+struct RopeCache {
+  static void run(const RopeCacheArgs& args) { rope_cache<T, C>(args); }
+};
+
+template <typename T, typename C>
+struct Attention {
+  static void run(const AttentionArgs& args) { attention<T, C>(args); }
+};
 
 }  // namespace
 
@@ -35,10 +49,8 @@ const Kernels& kernels() {
       PAGEMILL_TEXT(PAGEMILL_ISA),
       dispatch<NormArgs, rms_norm<float>, rms_norm<BFloat16>>,
       dispatch<GateArgs, gate_mul<float>, gate_mul<BFloat16>>,
-      dispatch_cached<RopeCacheArgs, rope_cache<float, float>, rope_cache<float, Float16>,
-                      rope_cache<BFloat16, BFloat16>>,
-      dispatch_cached<AttentionArgs, attention<float, float>, attention<float, Float16>,
-                      attention<BFloat16, BFloat16>>,
+      dispatch_cached<RopeCacheArgs, RopeCache>,
+      dispatch_cached<AttentionArgs, Attention>,
       dispatch<GroupLinearArgs, packed_linear<float>, packed_linear<BFloat16>>,
       look_up,
       layer,

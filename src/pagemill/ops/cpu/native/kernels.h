@@ -12,7 +12,7 @@ constexpr int kChannels = 16;  // output channels in a packed tile
 constexpr int kHalfChannels = 32;  // the same of bfloat16 weights
 constexpr int kHalfBits = 16;
 
-enum class Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum class Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 enum class Gate : int { kSilu = 0, kGeluTanh = 1 };
 
 struct NormArgs {
@@ -42,7 +42,8 @@ struct StepArgs {
   int64_t rows, tokens, table_stride;
 };
 
-// The pages of one layer, [blocks, kv_heads, block_size, head_dim] each.
+// The pages of one layer, [blocks, kv_heads, block_size, head_dim] each. Int8 ones hold codes, and
+// behind those of a block and head a float scale for each token: see ops/int8_cache.py.
 struct CacheArgs {
   void* k;
   void* v;

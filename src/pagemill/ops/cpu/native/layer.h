@@ -78,7 +78,8 @@ void run_layer(const LayerArgs& a, const LayerRun& run) {
   float* qkv = run.workspace->get<float>(W::kProjected, tokens * std::max(a.qkv.outs, hidden));
   float* q = run.workspace->get<float>(W::kQueries, tokens * a.o.in);
   float* heads = run.workspace->get<float>(W::kFloats, tokens * a.o.in);
-  WorkList work(a.shape, run.step);
+  WorkList work(a.shape, run.step, row_of_sums<C>(a.shape));
+  work.keep_partials(run.workspace->get<float>(W::kPartials, work.partial_floats()));
   const RopeCacheArgs rope{qkv, q, a.shape, run.step, run.cache, a.rope};
 #pragma omp parallel
   {
@@ -98,7 +99,11 @@ void run_layer(const LayerArgs& a, const LayerRun& run) {
 
 template <typename X>
 void run_layer(const LayerArgs& a, const LayerRun& run) {
-  run.cache.type == Type::kFloat16 ? run_layer<X, Float16>(a, run) : run_layer<X, float>(a, run);
+  switch (run.cache.type) {
+    case Type::kInt8: return run_layer<X, Int8>(a, run);
+    case Type::kFloat16: return run_layer<X, Float16>(a, run);
+    default: return run_layer<X, float>(a, run);
+  }
 }
 
 inline void layer(const LayerArgs& a, const LayerRun& run) {

@@ -80,6 +80,27 @@ inline void from_float(float x, BFloat16* out) {
   out->bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// A code of a row that has a scale.
+struct Int8 {
+  int8_t code;
+};
+
+inline float to_float(Int8 x) { return float(x.code); }
+
+inline VecF load(const Int8* p) {
+#if defined(__AVX512F__)
+  __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return VecF(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
+#elif defined(__AVX2__)
+  __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return VecF(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
+#else
+  VecF v;
+  for (int i = 0; i < kLanes; i++) v[i] = float(p[i].code);
+  return v;
+#endif
+}
+
 // IEEE half precision by hand, for targets without an instruction and for single elements.
 inline float to_float(Float16 x) {
   uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
@@ -138,8 +159,17 @@ inline void store_half(Float16* p, VecF v) {
 }
 #endif
 
+// Of two of which one is NaN, the second. GCC makes a comparison and a blend of `a > b ? a : b`.
+#if defined(__AVX512F__)
+inline VecF max(VecF a, VecF b) { return VecF(_mm512_max_ps(__m512(a), __m512(b))); }
+inline VecF min(VecF a, VecF b) { return VecF(_mm512_min_ps(__m512(a), __m512(b))); }
+#elif defined(__AVX2__)
+inline VecF max(VecF a, VecF b) { return VecF(_mm256_max_ps(__m256(a), __m256(b))); }
+inline VecF min(VecF a, VecF b) { return VecF(_mm256_min_ps(__m256(a), __m256(b))); }
+#else
 inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
 inline VecF min(VecF a, VecF b) { return a < b ? a : b; }
+#endif
 inline VecF abs(VecF v) { return max(v, -v); }
 
 using Vec4 = float __attribute__((vector_size(16)));
