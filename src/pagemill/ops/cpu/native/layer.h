@@ -11,9 +11,34 @@
 
 namespace pagemill::PAGEMILL_ISA {
 
+#if defined(__AVX512VNNI__)
+
+inline void gated_coarse(const Matrix& m, const Activations& x, int64_t rows, Gate kind,
+                         const Activations& out) {
+  static_assert(kPairChannels == kGroup);
+  const int64_t half = m.outs / 2 / kChannels;
+  for_parts(half / kPairTiles, rows, [&](int64_t unit, int64_t row, int64_t count) {
+    PartSums gates, ups;
+    multiply_pair(m, unit * kPairTiles, true, x, row, count, gates);
+    multiply_pair(m, half + unit * kPairTiles, true, x, row, count, ups);
+    for (int64_t r = 0; r < count; r++) {
+      float values[kGroup];
+      for (int i = 0; i < kGroup; i += kLanes) {
+        const int64_t at = r * kPairChannels + i;
+        store(values + i, gate(load(gates + at), kind) * load(ups + at));
+      }
+      out.put(row + r, unit, values);
+    }
+  });
+}
+
+#endif
+
 // gate_up's two halves times x, activated, multiplied and rounded: units of 32 outputs.
 template <typename X>
 void gated_product(const Matrix& m, const X& x, int64_t rows, Gate kind, const X& out) {
+  if constexpr (kCanBeCoarse<X>)
+    if (is_coarse(m, x, rows)) return gated_coarse(m, x, rows, kind, out);
   constexpr int kTile = X::kTile, kTiles = kGroup / kTile;  // tiles of gate, and of up, in one unit
   const int64_t half = m.outs / 2 / kTile;                  // tiles of each half
   for_units(half / kTiles, rows, x, [&](int64_t unit, int64_t row, int count) {
