@@ -52,9 +52,7 @@ def pack_matrix(
     def native(packed: int) -> _native.Matrix:
         has_offsets = offsets is not None
         bias_at = float_address(bias)
-        return _native.Matrix(
-            packed, bias_at, in_features, out_features, bits, has_offsets, coarse
-        )
+        return _native.Matrix(packed, bias_at, in_features, out_features, bits, has_offsets, coarse)
 
     packed = memory.zeros(native(0).packed_bytes())
     matrix = native(packed.data_ptr())

@@ -28,17 +28,19 @@ template <>
 constexpr bool kCanBeCoarse<Activations> = true;
 
 constexpr int kChunkGroups = 6;     // groups of inputs that share a unit
+constexpr int kPassChunks = 3;      // chunks in the first-level cache while the rows pass
+constexpr int kPassGroups = kPassChunks * kChunkGroups;
 constexpr int kPairTiles = 2;       // tiles at once: an activation that is loaded serves both
 constexpr int kPairChannels = kPairTiles * kChannels;
-constexpr int kCoarseBlock = 6;     // rows at once
+constexpr int kCoarseBlock = 7;     // rows at once
 constexpr int64_t kPartRows = 256;  // at most, for one conversion of weights
 constexpr int64_t kLeastRows = 32;  // for which threads without work are given some
-constexpr int64_t kCoarseFrom = 16; // rows: below, converting costs more than it saves
+constexpr int64_t kCoarseFrom = 24; // rows: below, converting costs more than it saves
 
-// Bytes of up to kChunkGroups groups of a pair of tiles, quads of inputs as in group_linear.h.
-struct Chunk {
-  alignas(64) uint8_t codes[kPairTiles][kChunkGroups * kQuads * 64];
-  VecF unit[kPairTiles];
+// Bytes of up to kPassGroups groups of a pair of tiles, quads of inputs as in group_linear.h.
+struct Pass {
+  alignas(64) uint8_t codes[kPairTiles][kPassGroups * kQuads * 64];
+  VecF unit[kPairTiles][kPassChunks];
 };
 
 // Sums of a unit of work.
@@ -112,7 +114,7 @@ struct Widening {
   }
 };
 
-// `groups` blocks of a tile -> its part of a chunk.
+// `groups` blocks of a tile -> its part of one chunk.
 template <int kBits, bool kOffsets>
 void widen(const uint8_t* blocks, int groups, uint8_t* codes, VecF& unit) {
   using B = Block<kBits, kOffsets>;
@@ -134,8 +136,8 @@ void widen(const uint8_t* blocks, int groups, uint8_t* codes, VecF& unit) {
   }
 }
 
-inline void widen_tile(const Matrix& m, int64_t tile, int64_t first, int groups, uint8_t* codes,
-                       VecF& unit) {
+inline void widen_chunk(const Matrix& m, int64_t tile, int64_t first, int groups, uint8_t* codes,
+                        VecF& unit) {
   const uint8_t* blocks = m.packed + tile * m.tile_bytes() + first * m.block_bytes();
   if (m.bits == 4)
     m.offsets ? widen<4, true>(blocks, groups, codes, unit)
@@ -145,67 +147,87 @@ inline void widen_tile(const Matrix& m, int64_t tile, int64_t first, int groups,
               : widen<8, false>(blocks, groups, codes, unit);
 }
 
-// sums[kRows][kPairChannels] += kRows rows from `row` on, groups from `first` on, times a chunk.
+// Groups from `first` on of a tile -> its part `t` of a pass.
+inline void widen_tile(const Matrix& m, int64_t tile, int64_t first, int groups, int t,
+                       Pass& pass) {
+  for (int g = 0; g < groups; g += kChunkGroups)
+    widen_chunk(m, tile, first + g, std::min(kChunkGroups, groups - g),
+                pass.codes[t] + g * kQuads * 64, pass.unit[t][g / kChunkGroups]);
+}
+
+// acc = one chunk's codes times its groups of kRows rows.
 template <int kRows, int kTiles>
-void chunk_product(const Chunk& chunk, int groups, const Activations& x, int64_t row,
-                   int64_t first, float* sums) {
-  const int64_t stride = x.stride();
-  const int8_t* values = x.values + row * stride + first * kGroup;
-  const float* scale = x.scale + row * x.groups + first;
-  const int32_t* shifted = x.sum + row * x.groups + first;
-  VecF acc[kRows][kTiles] = {};
-  for (int g = 0; g < groups; g++) {
+inline void chunk_product(const uint8_t* (&codes)[kTiles], int groups, const int8_t* values,
+                          int64_t stride, const float* scale, const int32_t* shifted,
+                          int64_t row_groups, VecF (&acc)[kRows][kTiles]) {
+  for (int r = 0; r < kRows; r++)
+    for (int t = 0; t < kTiles; t++) acc[r][t] = VecF{};
+  for (int g = 0; g < groups; g++, values += kGroup) {
     VecI dot[kRows][kTiles];
     for (int r = 0; r < kRows; r++)
-      for (int t = 0; t < kTiles; t++) dot[r][t] = VecI{} + shifted[r * x.groups + g];
+      for (int t = 0; t < kTiles; t++) dot[r][t] = VecI{} + shifted[r * row_groups + g];
 #pragma GCC unroll 8
     for (int q = 0; q < kQuads; q++) {
-      const int at = (g * kQuads + q) * 64;
       __m512i w[kTiles];
-      for (int t = 0; t < kTiles; t++) w[t] = _mm512_load_si512(chunk.codes[t] + at);
+      for (int t = 0; t < kTiles; t++) w[t] = _mm512_load_si512(codes[t] + q * 64);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; r++) {
-        __m512i four = _mm512_set1_epi32(four_inputs(values + r * stride + g * kGroup + q * 4));
+        __m512i four = _mm512_set1_epi32(four_inputs(values + r * stride + q * 4));
         for (int t = 0; t < kTiles; t++)
           dot[r][t] = VecI(_mm512_dpbusd_epi32(__m512i(dot[r][t]), w[t], four));
       }
     }
+    for (int t = 0; t < kTiles; t++) codes[t] += kQuads * 64;
     for (int r = 0; r < kRows; r++)
       for (int t = 0; t < kTiles; t++)
-        acc[r][t] += __builtin_convertvector(dot[r][t], VecF) * scale[r * x.groups + g];
+        acc[r][t] += __builtin_convertvector(dot[r][t], VecF) * scale[r * row_groups + g];
   }
-  for (int r = 0; r < kRows; r++)
-    for (int t = 0; t < kTiles; t++) {
-      float* to = sums + r * kPairChannels + t * kChannels;
-      store(to, load(to) + acc[r][t] * chunk.unit[t]);
-    }
+}
+
+// sums[kRows][kPairChannels] += kRows rows from `row` on, groups from `first` on, times a pass.
+template <int kRows, int kTiles>
+void pass_product(const Pass& pass, int groups, const Activations& x, int64_t row, int64_t first,
+                  float* sums) {
+  const uint8_t* codes[kTiles];
+  for (int t = 0; t < kTiles; t++) codes[t] = pass.codes[t];
+  const int64_t start = row * x.groups + first;
+  for (int g = 0; g < groups; g += kChunkGroups) {
+    VecF acc[kRows][kTiles];
+    chunk_product<kRows, kTiles>(codes, std::min(kChunkGroups, groups - g),
+                                 x.values + (start + g) * kGroup, x.stride(), x.scale + start + g,
+                                 x.sum + start + g, x.groups, acc);
+    for (int r = 0; r < kRows; r++)
+      for (int t = 0; t < kTiles; t++) {
+        float* to = sums + r * kPairChannels + t * kChannels;
+        store(to, load(to) + acc[r][t] * pass.unit[t][g / kChunkGroups]);
+      }
+  }
 }
 
 template <int kTiles, int kRows = kCoarseBlock>
-void chunk_rows(int rows, const Chunk& chunk, int groups, const Activations& x, int64_t row,
-                int64_t first, float* sums) {
+void pass_rows(int rows, const Pass& pass, int groups, const Activations& x, int64_t row,
+               int64_t first, float* sums) {
   if constexpr (kRows > 1)
     if (rows < kRows)
-      return chunk_rows<kTiles, kRows - 1>(rows, chunk, groups, x, row, first, sums);
-  chunk_product<kRows, kTiles>(chunk, groups, x, row, first, sums);
+      return pass_rows<kTiles, kRows - 1>(rows, pass, groups, x, row, first, sums);
+  pass_product<kRows, kTiles>(pass, groups, x, row, first, sums);
 }
 
 // Rows of a part times tiles `tile` and, with `both`, the next -> sums[rows][kPairChannels].
 inline void multiply_pair(const Matrix& m, int64_t tile, bool both, const Activations& x,
                           int64_t row, int64_t rows, float* sums) {
-  Chunk chunk;
+  Pass pass;
   std::fill_n(sums, rows * kPairChannels, 0.0f);
   const int64_t blocks = ceil_div(rows, kCoarseBlock);
-  for (int64_t first = 0; first < x.groups; first += kChunkGroups) {
-    const int groups = int(std::min<int64_t>(kChunkGroups, x.groups - first));
-    for (int t = 0; t < (both ? 2 : 1); t++)
-      widen_tile(m, tile + t, first, groups, chunk.codes[t], chunk.unit[t]);
+  for (int64_t first = 0; first < x.groups; first += kPassGroups) {
+    const int groups = int(std::min<int64_t>(kPassGroups, x.groups - first));
+    for (int t = 0; t < (both ? 2 : 1); t++) widen_tile(m, tile + t, first, groups, t, pass);
     for (int64_t b = 0; b < blocks; b++) {
       // Of about the same size: few rows leave an instruction's latency uncovered.
       const int64_t r = rows * b / blocks, count = rows * (b + 1) / blocks - r;
       float* to = sums + r * kPairChannels;
-      both ? chunk_rows<2>(int(count), chunk, groups, x, row + r, first, to)
-           : chunk_rows<1>(int(count), chunk, groups, x, row + r, first, to);
+      both ? pass_rows<2>(int(count), pass, groups, x, row + r, first, to)
+           : pass_rows<1>(int(count), pass, groups, x, row + r, first, to);
     }
   }
 }

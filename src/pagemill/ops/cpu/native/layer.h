@@ -58,6 +58,12 @@ void gated_product(const Matrix& m, const X& x, int64_t rows, Gate kind, const X
   });
 }
 
+inline void add_to(float* to, const float* values, int count) {
+  int c = 0;
+  for (; c + kLanes <= count; c += kLanes) store(to + c, load(to + c) + load(values + c));
+  for (; c < count; c++) to[c] += values[c];
+}
+
 // residual += the product, or its norm where `after` is not null.
 template <typename X>
 void add_product(const Matrix& m, const X& x, const LayerArgs& a, const LayerRun& run,
@@ -66,7 +72,10 @@ void add_product(const Matrix& m, const X& x, const LayerArgs& a, const LayerRun
   float* target = after ? projected : run.residual;
   multiply(m, x, rows, [&](int64_t row, int64_t channel, int count, const float* values) {
     float* to = target + row * size + channel;
-    for (int c = 0; c < count; c++) to[c] = after ? values[c] : to[c] + values[c];
+    if (after)
+      std::copy_n(values, count, to);
+    else
+      add_to(to, values, count);
   });
   if (!after) return;
 #pragma omp for
