@@ -43,6 +43,27 @@ struct Pass {
   VecF unit[kPairTiles][kPassChunks];
 };
 
+// A group's sum starts at the bits of this float, of whose last place integers are the units, and
+// is read as a float: 2^20 more than 2^23, since a group's products sum up to at most 2^19. What
+// that adds to a chunk's scaled sum is its `excess`.
+constexpr float kStart = 9437184.0f;
+constexpr int32_t kStartBits = 0x4b100000;
+
+// Fills x.start and x.excess. To be called by all threads of a region.
+inline void prepare_coarse(const Activations& x, int64_t rows) {
+  const int64_t chunks = ceil_div(x.groups, kChunkGroups);
+#pragma omp for
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t i = r * x.groups; i < (r + 1) * x.groups; i++) x.start[i] = x.sum[i] + kStartBits;
+    for (int64_t c = 0; c < chunks; c++) {
+      float total = 0;
+      for (int64_t g = c * kChunkGroups; g < std::min(x.groups, (c + 1) * kChunkGroups); g++)
+        total += x.scale[r * x.groups + g];
+      x.excess[r * chunks + c] = total * kStart;
+    }
+  }
+}
+
 // Sums of a unit of work.
 using PartSums = float[kPartRows * kPairChannels];
 
@@ -155,17 +176,17 @@ inline void widen_tile(const Matrix& m, int64_t tile, int64_t first, int groups,
                 pass.codes[t] + g * kQuads * 64, pass.unit[t][g / kChunkGroups]);
 }
 
-// acc = one chunk's codes times its groups of kRows rows.
+// acc = one chunk's codes times its groups of kRows rows, plus the excess.
 template <int kRows, int kTiles>
 inline void chunk_product(const uint8_t* (&codes)[kTiles], int groups, const int8_t* values,
-                          int64_t stride, const float* scale, const int32_t* shifted,
+                          int64_t stride, const float* scale, const int32_t* start,
                           int64_t row_groups, VecF (&acc)[kRows][kTiles]) {
   for (int r = 0; r < kRows; r++)
     for (int t = 0; t < kTiles; t++) acc[r][t] = VecF{};
   for (int g = 0; g < groups; g++, values += kGroup) {
     VecI dot[kRows][kTiles];
     for (int r = 0; r < kRows; r++)
-      for (int t = 0; t < kTiles; t++) dot[r][t] = VecI{} + shifted[r * row_groups + g];
+      for (int t = 0; t < kTiles; t++) dot[r][t] = VecI{} + start[r * row_groups + g];
 #pragma GCC unroll 8
     for (int q = 0; q < kQuads; q++) {
       __m512i w[kTiles];
@@ -180,7 +201,7 @@ inline void chunk_product(const uint8_t* (&codes)[kTiles], int groups, const int
     for (int t = 0; t < kTiles; t++) codes[t] += kQuads * 64;
     for (int r = 0; r < kRows; r++)
       for (int t = 0; t < kTiles; t++)
-        acc[r][t] += __builtin_convertvector(dot[r][t], VecF) * scale[r * row_groups + g];
+        acc[r][t] += reinterpret_cast<VecF>(dot[r][t]) * scale[r * row_groups + g];
   }
 }
 
@@ -190,16 +211,18 @@ void pass_product(const Pass& pass, int groups, const Activations& x, int64_t ro
                   float* sums) {
   const uint8_t* codes[kTiles];
   for (int t = 0; t < kTiles; t++) codes[t] = pass.codes[t];
-  const int64_t start = row * x.groups + first;
+  const int64_t start = row * x.groups + first, chunks = ceil_div(x.groups, kChunkGroups);
   for (int g = 0; g < groups; g += kChunkGroups) {
     VecF acc[kRows][kTiles];
     chunk_product<kRows, kTiles>(codes, std::min(kChunkGroups, groups - g),
                                  x.values + (start + g) * kGroup, x.stride(), x.scale + start + g,
-                                 x.sum + start + g, x.groups, acc);
+                                 x.start + start + g, x.groups, acc);
+    const float* excess = x.excess + row * chunks + (first + g) / kChunkGroups;
     for (int r = 0; r < kRows; r++)
       for (int t = 0; t < kTiles; t++) {
         float* to = sums + r * kPairChannels + t * kChannels;
-        store(to, load(to) + acc[r][t] * pass.unit[t][g / kChunkGroups]);
+        const VecF sum = acc[r][t] - excess[r * chunks];
+        store(to, load(to) + sum * pass.unit[t][g / kChunkGroups]);
       }
   }
 }
@@ -252,6 +275,7 @@ void for_parts(int64_t units, int64_t rows, Work work) {
 // As `multiply`; store gets up to kPairChannels values at once.
 template <typename Store>
 void multiply_coarse(const Matrix& m, const Activations& x, int64_t rows, Store store) {
+  prepare_coarse(x, rows);
   for_parts(ceil_div(m.tiles(), kPairTiles), rows, [&](int64_t pair, int64_t row, int64_t count) {
     PartSums sums;
     const int64_t tile = pair * kPairTiles, channel = tile * kChannels;

@@ -16,6 +16,7 @@ namespace pagemill::PAGEMILL_ISA {
 inline void gated_coarse(const Matrix& m, const Activations& x, int64_t rows, Gate kind,
                          const Activations& out) {
   static_assert(kPairChannels == kGroup);
+  prepare_coarse(x, rows);
   const int64_t half = m.outs / 2 / kChannels;
   for_parts(half / kPairTiles, rows, [&](int64_t unit, int64_t row, int64_t count) {
     PartSums gates, ups;
