@@ -27,15 +27,17 @@ constexpr bool kCanBeCoarse = false;
 template <>
 constexpr bool kCanBeCoarse<Activations> = true;
 
-constexpr int kChunkGroups = 6;     // groups of inputs that share a unit
-constexpr int kPassChunks = 3;      // chunks in the first-level cache while the rows pass
+constexpr int kChunkGroups = 6;  // groups of inputs that share a unit
+constexpr int kPassChunks = 3;   // chunks in the first-level cache while the rows pass
 constexpr int kPassGroups = kPassChunks * kChunkGroups;
-constexpr int kPairTiles = 2;       // tiles at once: an activation that is loaded serves both
+constexpr int kPairTiles = 2;  // tiles at once: an activation that is loaded serves both
 constexpr int kPairChannels = kPairTiles * kChannels;
 constexpr int kCoarseBlock = 7;     // rows at once
 constexpr int64_t kPartRows = 256;  // at most, for one conversion of weights
 constexpr int64_t kLeastRows = 32;  // for which threads without work are given some
-constexpr int64_t kCoarseFrom = 24; // rows: below, converting costs more than it saves
+
+// Rows below which converting weights costs more than it saves.
+inline int64_t coarse_from(const Matrix& m) { return m.bits == 4 ? 24 : 64; }
 
 // Bytes of up to kPassGroups groups of a pair of tiles, quads of inputs as in group_linear.h.
 struct Pass {
@@ -141,14 +143,13 @@ void widen(const uint8_t* blocks, int groups, uint8_t* codes, VecF& unit) {
   using B = Block<kBits, kOffsets>;
   constexpr float kByteTop = 127.0f, kFraction = 256.0f, kScaleUnit = kBits == 4 ? 256 : 32768;
   VecF top{};
-  for (int g = 0; g < groups; g++) {
-    prefetch_ahead(blocks + g * B::kBytes, B::kBytes);
+  for (int g = 0; g < groups; g++)
     top = pagemill::PAGEMILL_ISA::max(top, B(blocks + g * B::kBytes).top());
-  }
   unit = top * (1.0f / kByteTop);
   const VecF inverse = top > 0 ? kByteTop / top : VecF{};
   for (int g = 0; g < groups; g++) {
     const uint8_t* at = blocks + g * B::kBytes;
+    prefetch_ahead(at, B::kBytes);
     const B block(at);
     const VecI offset = nearest(block.offset * inverse * kFraction) - kShift * 256 + 128;
     const Widening<kBits> widening{twice(nearest(block.scale * inverse * kScaleUnit)),
@@ -256,7 +257,7 @@ inline void multiply_pair(const Matrix& m, int64_t tile, bool both, const Activa
 }
 
 inline bool is_coarse(const Matrix& m, const Activations&, int64_t rows) {
-  return m.coarse && rows >= kCoarseFrom;
+  return m.coarse && rows >= coarse_from(m);
 }
 
 // Calls work(unit, first row, rows) for all parts of the rows and units; by all threads.
