@@ -1,4 +1,4 @@
-"""Products with packed matrices in C++ against plain float64 arithmetic, of few and of many rows."""
+"""Products with packed matrices in C++ against float64 arithmetic, of few and of many rows."""
 
 from __future__ import annotations
 

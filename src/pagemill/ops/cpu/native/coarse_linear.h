@@ -1,4 +1,4 @@
-// Products of many rows with weights in 4 or 8 bits, in coarser codes.
+// Products of many rows with weights in 4 or 8 bits, in coarser codes (AVX-512 VNNI).
 //
 // A group's own scale and offset cost three vector operations beside its eight products. With many
 // rows it is cheaper to turn the weights of a unit of work into bytes first, with one scale for a
