@@ -24,8 +24,9 @@ from torch import Tensor
 
 from pagemill.checkpoint.groups import quantize_groups
 from pagemill.ops.cpu import _native
-from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, pack_matrix
+from pagemill.ops.cpu.matrix import PackedMatrix, pack_matrix
 from pagemill.ops.cpu.memory import WeightMemory
+from pagemill.ops.cpu.types import type_code
 
 CACHE_BYTES = 24 << 20  # more than that is read from memory, not from the last-level cache
 BYTES = 96 << 20  # of all copies of a matrix
@@ -81,7 +82,7 @@ def measure_limits(threads: int, product: str) -> Limits:
     return Limits(1e9 * macs, read[256], read[16])
 
 
-def make_matrices(shape: Shape, form: str) -> list[PackedMatrix]:
+def make_matrices(shape: Shape, form: str, coarse: bool) -> list[PackedMatrix]:
     """Copies of one matrix, each in its own place."""
     bits, offsets = FORMS[form]
     weight = quantize_groups(torch.randn(shape.outs, shape.inputs), bits)
@@ -98,6 +99,7 @@ def make_matrices(shape: Shape, form: str) -> list[PackedMatrix]:
             bits=bits,
             in_features=shape.inputs,
             memory=memory,
+            coarse=coarse,
         )
 
     first = copy()
@@ -106,12 +108,16 @@ def make_matrices(shape: Shape, form: str) -> list[PackedMatrix]:
 
 def seconds_each(x: Tensor, matrices: list[PackedMatrix], budget: float) -> float:
     """The least time of a product in a pass over all matrices."""
-    products = MatrixProducts()
+    workspace = _native.Workspace()
+    # One output: pages of a new one would cost more than small products do.
+    out = torch.empty(len(x), matrices[0].shape[0])
     best, spent = 1e9, 0.0
     for attempt in range(50):
         began = time.perf_counter()
         for matrix in matrices:
-            products.linear(x, matrix)
+            _native.group_linear(
+                type_code(x), x.data_ptr(), out.data_ptr(), len(x), matrix.native, workspace
+            )
         took = time.perf_counter() - began
         spent += took
         if attempt:
@@ -128,6 +134,7 @@ def main() -> None:
     parser.add_argument("--forms", default="int4 offset,int8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.3, help="for each line")
+    parser.add_argument("--fine", action="store_true", help="never in coarser codes")
     args = parser.parse_args()
     limits = measure_limits(args.threads, byte_product())
     torch.set_num_threads(args.threads)
@@ -138,7 +145,7 @@ def main() -> None:
     totals: dict[tuple[str, int], float] = {}
     for form in args.forms.split(","):
         for shape in SHAPES:
-            matrices = make_matrices(shape, form)
+            matrices = make_matrices(shape, form, not args.fine)
             for rows in map(int, args.rows.split(",")):
                 if shape.name == "vocabulary" and rows > 32:
                     continue  # only the last token of a prompt gets there

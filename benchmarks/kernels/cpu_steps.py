@@ -25,6 +25,7 @@ from pagemill.device.select import select_device
 from pagemill.layers.base import BuildContext
 from pagemill.models.base import Model
 from pagemill.models.loader import load_model
+from pagemill.ops.deterministic import DeterministicOps
 from pagemill.ops.select import select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import allocate_cache
@@ -40,11 +41,15 @@ def load(
     max_position: int,
     dtype: torch.dtype = torch.float32,
     cache_type: torch.dtype | None = None,
+    *,
+    fine: bool = False,
 ) -> tuple[Model, list[LayerCache]]:
+    """With `fine` products are never in coarser codes, as in deterministic mode."""
     checkpoint = open_checkpoint(resolve_model(name).path)
     config = replace(checkpoint.model_config(), max_position=max_position)
     ops = select_ops("cpu")
-    quant = select_quant(quantization, "cpu", ops, dtype)
+    chosen_for = DeterministicOps(ops, "cpu") if fine else ops
+    quant = select_quant(quantization, "cpu", chosen_for, dtype)
     context = BuildContext(torch.device("cpu"), quant.activations or dtype, ops, quant)
     began = time.perf_counter()
     weights = iterate_weights(checkpoint, keep_groups=quant.keeps_groups)
@@ -105,11 +110,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--shapes", default="1x1,8x1,32x1,1x128,1x256,2x256")
+    parser.add_argument("--fine", action="store_true", help="never in coarser codes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
-    longest, cache_type = args.context + 1024, CACHE_TYPES[args.cache]
-    model, caches = load(args.model, args.quantization, longest, dtype, cache_type)
+    longest, cache = args.context + 1024, CACHE_TYPES[args.cache]
+    model, caches = load(args.model, args.quantization, longest, dtype, cache, fine=args.fine)
     for shape in args.shapes.split(","):
         rows, queries = map(int, shape.split("x"))
         past = args.context if queries == 1 else 0

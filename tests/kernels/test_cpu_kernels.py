@@ -17,9 +17,8 @@ native = pytest.importorskip("pagemill.ops.cpu._native", reason="built without a
 
 from pagemill.attention.base import RopeInput  # noqa: E402
 from pagemill.attention.cpu import CpuAttention  # noqa: E402
-from pagemill.checkpoint.groups import GroupedWeight, quantize_groups, stack  # noqa: E402
+from pagemill.checkpoint.groups import GroupedWeight, quantize_groups  # noqa: E402
 from pagemill.ops.cpu.matrix import (  # noqa: E402
-    MatrixProducts,
     PackedMatrix,
     empty_matrix,
     pack_matrix,
@@ -120,76 +119,17 @@ def rotated(x: Tensor, norm: Tensor | None, cos_sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def packed(weight: GroupedWeight, bias: Tensor | None = None) -> PackedMatrix:
+def packed(weight: GroupedWeight, *, coarse: bool) -> PackedMatrix:
     return pack_matrix(
         weight.codes,
         weight.scale,
         weight.offset,
-        bias,
+        None,
         bits=weight.bits,
         in_features=weight.in_features,
         memory=memory,
+        coarse=coarse,
     )
-
-
-def rounded(x: Tensor) -> Tensor:
-    """Activations as the kernels see them: int8 by groups of 32."""
-    groups = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % 32)).unflatten(1, (-1, 32))
-    scale = groups.abs().amax(2, keepdim=True) / 127
-    codes = torch.round(groups * torch.where(scale > 0, 1 / scale, 0))
-    return (codes.double() * scale.double()).flatten(1)[:, : x.shape[1]]
-
-
-@settings(max_examples=EXAMPLES, deadline=None)
-@given(
-    rows=st.integers(1, 15),
-    inputs=st.integers(1, 300),
-    outputs=st.integers(1, 40),
-    form=st.sampled_from(["int8", "int8 offset", "int4", "int4 offset"]),
-    biased=st.booleans(),
-    dtype=types,
-    seed=st.integers(0, 99),
-)
-def test_group_linear(
-    rows: int, inputs: int, outputs: int, form: str, biased: bool, dtype: torch.dtype, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    x = (torch.randn(rows, inputs) * 3).to(dtype)
-    weight = quantize_groups(torch.randn(outputs, inputs), int(form[3]))
-    if form == "int4":
-        weight = GroupedWeight(weight.codes, weight.scale, None, 4, inputs)
-    if form.endswith("offset"):
-        weight = weight.with_offsets()
-    bias = torch.randn(outputs) if biased else None
-    out = MatrixProducts().linear(x, packed(weight, bias))
-    expected = rounded(x) @ weight.float().double().T
-    if bias is not None:
-        expected += bias
-    products = rounded(x).abs() @ weight.float().double().abs().T  # a sum may be much smaller
-    error = (out.double() - expected).abs().max() / (products.max() + 1e-9)
-    assert error < (2e-3 if dtype == torch.float32 else 1e-2)  # ties may round either way
-
-
-def test_extreme_codes_do_not_overflow() -> None:
-    x = torch.full((5, 64), 127.0)
-    x[1::2] *= -1
-    for codes, bits in ((torch.full((16, 64), 15, dtype=torch.uint8), 4), (-127, 8), (127, 8)):
-        if isinstance(codes, int):
-            codes = torch.full((16, 64), codes, dtype=torch.int8)
-        scale = torch.ones(16, 2, dtype=torch.float16)
-        weight = GroupedWeight(codes, scale, None, bits, 64)
-        out = MatrixProducts().linear(x, packed(weight))
-        torch.testing.assert_close(out, x @ weight.float().T)
-
-
-def test_matrices_of_several_forms_are_stacked() -> None:
-    torch.manual_seed(0)
-    parts = [quantize_groups(torch.randn(8, 48), bits) for bits in (8, 4)]
-    parts.append(GroupedWeight(parts[1].codes, parts[1].scale, None, 4, 48))
-    x = torch.randn(3, 48)
-    out = MatrixProducts().linear(x, packed(stack(parts)))
-    expected = rounded(x) @ torch.cat([part.float() for part in parts]).double().T
-    torch.testing.assert_close(out.double(), expected, rtol=2e-3, atol=2e-3)
 
 
 def place_tokens(case: Case, cache_type: torch.dtype) -> None:
@@ -211,14 +151,14 @@ def as_floats(pages: Tensor) -> Tensor:
 
 
 def make_layer(
-    hidden: int, size: int, shape: HeadShape, window: int, *, gemma: bool, rounded: bool
+    hidden: int, size: int, shape: HeadShape, window: int, *, gemma: bool, kind: str
 ) -> LayerParts:
-    """With `rounded` in 4 and 8 bits, else in bfloat16."""
+    """Of kind "bfloat16", or "rounded" or "coarse", in 4 and 8 bits."""
 
     def matrix(outputs: int, inputs: int, bits: int) -> PackedMatrix:
         weight = torch.randn(outputs, inputs) / inputs**0.5
-        if rounded:
-            return packed(quantize_groups(weight, bits))
+        if kind != "bfloat16":
+            return packed(quantize_groups(weight, bits), coarse=kind == "coarse")
         half = empty_matrix(outputs, inputs, None, memory)
         store_rows(half, weight, 0)
         return half
@@ -285,7 +225,7 @@ def layer_by_parts(parts: LayerParts, residual: Tensor, case: Case) -> None:
     gemma=st.booleans(),
     window=st.sampled_from([0, 9]),
     cache_type=st.sampled_from([torch.float32, torch.float16, torch.int8]),
-    rounded=st.booleans(),
+    kind=st.sampled_from(["bfloat16", "rounded", "coarse"]),
     seed=st.integers(0, 99),
 )
 def test_whole_layer(
@@ -296,7 +236,7 @@ def test_whole_layer(
     gemma: bool,
     window: int,
     cache_type: torch.dtype,
-    rounded: bool,
+    kind: str,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -304,7 +244,7 @@ def test_whole_layer(
     spec = AttentionSpec(0, 3 * kv_heads, kv_heads, head_dim, head_dim**-0.5, window)
     case = make_case(rows, spec, torch.float32, 16)
     place_tokens(case, cache_type)
-    parts = make_layer(hidden, 64, shape, window, gemma=gemma, rounded=rounded)
+    parts = make_layer(hidden, 64, shape, window, gemma=gemma, kind=kind)
     whole = ops.whole_layers([parts, parts])
     assert whole is not None
     residual = torch.randn(case.batch.num_tokens, hidden)

@@ -22,6 +22,7 @@ class _Held:
     """What a layer has: (row, weight) pairs while it is loaded, the matrix afterwards."""
 
     def __init__(self) -> None:
+        self.is_table = False
         self.parts: list[tuple[int, GroupedWeight]] = []
         self.matrix: PackedMatrix | None = None
 
@@ -35,12 +36,14 @@ class Grouped:
     activations = None
     exact = False
 
-    def __init__(self, bits: int, products: MatrixProducts) -> None:
+    def __init__(self, bits: int, products: MatrixProducts, *, coarse: bool = False) -> None:
+        """With `coarse` many rows may be multiplied faster, and less exactly, than few."""
         self.name = f"int{bits}"
-        self.head: QuantMethod = self
+        self.head: QuantMethod = Grouped(bits, products) if coarse else self
         self.ends: QuantMethod = self
         self._bits = bits
         self._products = products
+        self._coarse = coarse
         self._memory = WeightMemory()
 
     def create(
@@ -71,6 +74,7 @@ class Grouped:
         weight = stack([part for _, part in sorted(held.parts, key=lambda part: part[0])])
         bias = cast("Tensor | None", layer.bias)
         held.parts = []
+        coarse = self._coarse and not held.is_table
         held.matrix = pack_matrix(
             weight.codes,
             weight.scale,
@@ -79,6 +83,7 @@ class Grouped:
             bits=weight.bits,
             in_features=weight.in_features,
             memory=self._memory,
+            coarse=coarse,
         )
 
     def tie(self, layer: nn.Module, table: nn.Module) -> None:
@@ -88,6 +93,7 @@ class Grouped:
         self, layer: nn.Module, rows: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.create(layer, rows, width, False, dtype, device)
+        _held(layer).is_table = True
 
     def load_table(self, layer: nn.Module, tensor: Tensor) -> None:
         self._load(layer, tensor, 0, _HEAD_BITS)

@@ -32,7 +32,9 @@ def select_quant(
         from pagemill.ops.cpu.matrix import MatrixProducts
         from pagemill.quant.grouped import Grouped
 
-        return Grouped(_GROUPED_BITS[name], MatrixProducts())
+        # As with whole layers: what deterministic mode wraps has neither.
+        coarse = isinstance(ops, LayerOps)
+        return Grouped(_GROUPED_BITS[name], MatrixProducts(), coarse=coarse)
     if name in _FLOAT8 and isinstance(ops, Fp8Ops) and device_type == "cuda":
         from pagemill.quant.fp8 import Fp8
 

@@ -5,7 +5,15 @@ class Workspace:
 
 class Matrix:
     def __init__(
-        self, packed: int, bias: int, inputs: int, outputs: int, bits: int, offsets: bool, /
+        self,
+        packed: int,
+        bias: int,
+        inputs: int,
+        outputs: int,
+        bits: int,
+        offsets: bool,
+        coarse: bool,
+        /,
     ) -> None: ...
     def packed_bytes(self) -> int: ...
 

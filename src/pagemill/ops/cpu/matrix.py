@@ -37,8 +37,13 @@ def pack_matrix(
     bits: int,
     in_features: int,
     memory: WeightMemory,
+    coarse: bool = False,
 ) -> PackedMatrix:
-    """A weight is scale * code + offset; 4-bit codes without offsets stand for code - 8."""
+    """A weight is scale * code + offset; 4-bit codes without offsets stand for code - 8.
+
+    With `coarse` products of many rows may be computed in coarser codes (native/coarse_linear.h),
+    so that a row's result depends on how many rows there are.
+    """
     out_features, padded = codes.shape
     assert padded == -(-in_features // GROUP) * GROUP and codes.element_size() == 1
     assert scales.dtype == torch.float16 and scales.shape == (out_features, padded // GROUP)
@@ -47,7 +52,7 @@ def pack_matrix(
     def native(packed: int) -> _native.Matrix:
         has_offsets = offsets is not None
         bias_at = float_address(bias)
-        return _native.Matrix(packed, bias_at, in_features, out_features, bits, has_offsets)
+        return _native.Matrix(packed, bias_at, in_features, out_features, bits, has_offsets, coarse)
 
     packed = memory.zeros(native(0).packed_bytes())
     matrix = native(packed.data_ptr())
@@ -62,7 +67,7 @@ def empty_matrix(
 
     def native(packed: int) -> _native.Matrix:
         bias_at = float_address(bias)
-        return _native.Matrix(packed, bias_at, in_features, out_features, _HALF_BITS, False)
+        return _native.Matrix(packed, bias_at, in_features, out_features, _HALF_BITS, False, False)
 
     packed = memory.zeros(native(0).packed_bytes()).view(torch.bfloat16)
     return PackedMatrix(native(packed.data_ptr()), packed, bias, (out_features, in_features))

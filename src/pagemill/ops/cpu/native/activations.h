@@ -29,6 +29,8 @@ struct Activations {
   int8_t* values;  // [rows, groups * 32]
   float* scale;    // [rows, groups]: of one unit
   int32_t* sum;    // [rows, groups]: of the group's values, times kShift
+  int32_t* start;  // [rows, groups] and
+  float* excess;   // [rows, chunks]: of products of many rows, see coarse_linear.h
   int64_t groups;
 
   int64_t stride() const { return groups * kGroup; }
@@ -38,10 +40,11 @@ struct Activations {
   static Activations make(Workspace& workspace, Workspace::Place place, int64_t rows,
                           int64_t size) {
     int64_t groups = (size + kGroup - 1) / kGroup, count = rows * groups;
-    auto* memory = workspace.get<char>(place, count * (kGroup + 2 * sizeof(float)));
+    auto* memory = workspace.get<char>(place, count * (kGroup + 4 * sizeof(float)));
     float* scales = reinterpret_cast<float*>(memory + count * kGroup);
     auto* sums = reinterpret_cast<int32_t*>(scales + count);
-    return {reinterpret_cast<int8_t*>(memory), scales, sums, groups};
+    float* excess = scales + 3 * count;
+    return {reinterpret_cast<int8_t*>(memory), scales, sums, sums + count, excess, groups};
   }
 
   inline void put(int64_t row, int64_t group, const float* x) const;

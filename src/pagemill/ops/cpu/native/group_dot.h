@@ -12,6 +12,19 @@ namespace pagemill::PAGEMILL_ISA {
 constexpr int kVectors = kChannels / kLanes;  // of a tile's channels
 constexpr int kQuads = kGroup / 4;            // inputs are taken by fours
 
+constexpr float kMiddle = -8.0f;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Weights come from memory, once a step, and a block's products fill the processor's window, so
+// that of itself it would look no more than two blocks ahead.
+constexpr int64_t kAhead = 12 * 1024;
+
+inline void prefetch_ahead(const uint8_t* block, int bytes) {
+  constexpr int kLine = 64;
+  for (int i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kAhead + i, 0, 2);
+}
+
 inline int32_t four_inputs(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);

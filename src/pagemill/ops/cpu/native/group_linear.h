@@ -11,22 +11,12 @@
 #include <algorithm>
 
 #include "activations.h"
+#include "coarse_linear.h"
 #include "group_dot.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace pagemill::PAGEMILL_ISA {
-
-constexpr float kMiddle = -8.0f;
-
-// Weights come from memory, once a step, and a block's products fill the processor's window, so
-// that of itself it would look no more than two blocks ahead.
-constexpr int64_t kAhead = 12 * 1024;
-
-inline void prefetch_ahead(const uint8_t* block, int bytes) {
-  constexpr int kLine = 64;
-  for (int i = 0; i < bytes; i += kLine) __builtin_prefetch(block + kAhead + i, 0, 2);
-}
 
 // kRows rows from `row` on times one tile -> out[kRows][kChannels].
 template <int kRows, int kBits, bool kOffsets>
@@ -90,8 +80,6 @@ inline void multiply_tile(const Matrix& m, int64_t t, int rows, const Activation
 template <typename X>
 constexpr int kRows = kRowBlock;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The rows in equal parts whose activations stay in the second-level cache while all tiles pass
 // over them: threads share out parts and tiles, and a small last part would leave one without work.
 template <typename X>
@@ -118,6 +106,8 @@ void for_units(int64_t units, int64_t rows, const X& x, Work work) {
 // store(row, channel, count, values) gets what each tile yields, with the bias.
 template <typename X, typename Store>
 void multiply(const Matrix& m, const X& x, int64_t rows, Store store) {
+  if constexpr (kCanBeCoarse<X>)
+    if (is_coarse(m, x, rows)) return multiply_coarse(m, x, rows, store);
   for_units(m.tiles(), rows, x, [&](int64_t t, int64_t row, int count) {
     float sums[kRows<X> * X::kTile];
     multiply_tile(m, t, count, x, row, sums);

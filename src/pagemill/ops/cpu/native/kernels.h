@@ -88,6 +88,7 @@ struct Matrix {
   int64_t in, outs;
   int bits;
   bool offsets;
+  bool coarse; // products of many rows may take coarser codes, see coarse_linear.h
 
   bool half() const { return bits == kHalfBits; }
   int64_t channels() const { return half() ? kHalfChannels : kChannels; }

@@ -11,9 +11,35 @@
 
 namespace pagemill::PAGEMILL_ISA {
 
+#if defined(__AVX512VNNI__)
+
+inline void gated_coarse(const Matrix& m, const Activations& x, int64_t rows, Gate kind,
+                         const Activations& out) {
+  static_assert(kPairChannels == kGroup);
+  prepare_coarse(x, rows);
+  const int64_t half = m.outs / 2 / kChannels;
+  for_parts(half / kPairTiles, rows, [&](int64_t unit, int64_t row, int64_t count) {
+    PartSums gates, ups;
+    multiply_pair(m, unit * kPairTiles, true, x, row, count, gates);
+    multiply_pair(m, half + unit * kPairTiles, true, x, row, count, ups);
+    for (int64_t r = 0; r < count; r++) {
+      float values[kGroup];
+      for (int i = 0; i < kGroup; i += kLanes) {
+        const int64_t at = r * kPairChannels + i;
+        store(values + i, gate(load(gates + at), kind) * load(ups + at));
+      }
+      out.put(row + r, unit, values);
+    }
+  });
+}
+
+#endif
+
 // gate_up's two halves times x, activated, multiplied and rounded: units of 32 outputs.
 template <typename X>
 void gated_product(const Matrix& m, const X& x, int64_t rows, Gate kind, const X& out) {
+  if constexpr (kCanBeCoarse<X>)
+    if (is_coarse(m, x, rows)) return gated_coarse(m, x, rows, kind, out);
   constexpr int kTile = X::kTile, kTiles = kGroup / kTile;  // tiles of gate, and of up, in one unit
   const int64_t half = m.outs / 2 / kTile;                  // tiles of each half
   for_units(half / kTiles, rows, x, [&](int64_t unit, int64_t row, int count) {
@@ -33,6 +59,12 @@ void gated_product(const Matrix& m, const X& x, int64_t rows, Gate kind, const X
   });
 }
 
+inline void add_to(float* to, const float* values, int count) {
+  int c = 0;
+  for (; c + kLanes <= count; c += kLanes) store(to + c, load(to + c) + load(values + c));
+  for (; c < count; c++) to[c] += values[c];
+}
+
 // residual += the product, or its norm where `after` is not null.
 template <typename X>
 void add_product(const Matrix& m, const X& x, const LayerArgs& a, const LayerRun& run,
@@ -41,7 +73,10 @@ void add_product(const Matrix& m, const X& x, const LayerArgs& a, const LayerRun
   float* target = after ? projected : run.residual;
   multiply(m, x, rows, [&](int64_t row, int64_t channel, int count, const float* values) {
     float* to = target + row * size + channel;
-    for (int c = 0; c < count; c++) to[c] = after ? values[c] : to[c] + values[c];
+    if (after)
+      std::copy_n(values, count, to);
+    else
+      add_to(to, values, count);
   });
   if (!after) return;
 #pragma omp for

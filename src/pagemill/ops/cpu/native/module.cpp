@@ -127,8 +127,9 @@ void bind_values(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__",
            [](Matrix* self, uintptr_t packed, uintptr_t bias, int64_t in, int64_t outs, int bits,
-              bool offsets) {
-             new (self) Matrix{at<uint8_t>(packed), at<float>(bias), in, outs, bits, offsets};
+              bool offsets, bool coarse) {
+             new (self) Matrix{at<uint8_t>(packed), at<float>(bias), in, outs, bits, offsets,
+                               coarse};
            })
       .def("packed_bytes",
            [](const Matrix& m) { return m.tiles() * m.tile_bytes(); });
