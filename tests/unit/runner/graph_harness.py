@@ -17,7 +17,7 @@ from pagemill.device.cpu import CpuDevice
 from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.packed import PackedInputs, PackedRows
 from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
-from pagemill.runner.graphs import Sampling
+from pagemill.runner.decode_step import Sampling
 from pagemill.runner.memory import allocate_cache
 from pagemill.runner.runner import ModelRunner
 from pagemill.sampling.categorical import draw
@@ -86,7 +86,13 @@ class TorchDecode:
     def __init__(self) -> None:
         self.calls: list[Sampling] = []
 
-    def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
+    def decode_inputs(
+        self,
+        slots: Tensor,
+        state: DecodeState,
+        block_size: int,
+        into: DecodeInputs | None = None,
+    ) -> DecodeInputs:
         length, table = state.length[slots], state.block_table[slots]
         block = table.gather(1, (length // block_size).unsqueeze(1)).squeeze(1)
         spare = slots == len(state.length) - 1

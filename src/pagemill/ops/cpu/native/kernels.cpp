@@ -7,6 +7,7 @@
 #include "half_linear.h"
 #include "layer.h"
 #include "look_up.h"
+#include "sampling.h"
 
 #define PAGEMILL_TEXT_OF(x) #x
 #define PAGEMILL_TEXT(x) PAGEMILL_TEXT_OF(x)
@@ -42,6 +43,8 @@ const Kernels& kernels() {
       dispatch<GroupLinearArgs, packed_linear<float>, packed_linear<BFloat16>>,
       look_up,
       layer,
+      dispatch<ArgmaxArgs, argmax<float>, argmax<BFloat16>>,
+      dispatch<SampleArgs, sample<float>, sample<BFloat16>>,
   };
   return table;
 }

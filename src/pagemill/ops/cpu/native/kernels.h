@@ -112,6 +112,26 @@ struct LookUpArgs {
   Matrix matrix;
 };
 
+struct ArgmaxArgs {
+  const void* logits; // [rows, width]
+  int64_t stride;     // elements between rows
+  int64_t rows, width;
+  int64_t* tokens; // [rows]
+};
+
+struct SampleArgs {
+  const void* logits; // [rows, width]
+  int64_t stride;
+  int64_t rows, width;
+  const float* temperature; // [rows] each; 0: greedy
+  const float* top_k;       // 0 or the width: off
+  const float* top_p;       // 1: off
+  const float* min_p;       // 0: off
+  const double* uniform;    // in [0, 1]
+  int64_t* tokens;          // [rows]
+  Workspace* workspace;
+};
+
 // A pre-norm decoder layer; the norms behind attention and MLP are Gemma's, null elsewhere.
 struct LayerArgs {
   Matrix qkv, o, gate_up, down;
@@ -141,6 +161,8 @@ struct Kernels {
   void (*group_linear)(Type, const GroupLinearArgs&);
   void (*look_up)(const LookUpArgs&);
   void (*layer)(const LayerArgs&, const LayerRun&);
+  void (*argmax)(Type, const ArgmaxArgs&);
+  void (*sample)(Type, const SampleArgs&);
 };
 
 }  // namespace pagemill

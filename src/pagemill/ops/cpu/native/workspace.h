@@ -9,7 +9,17 @@ namespace pagemill {
 
 class Workspace {
  public:
-  enum Place { kActivations, kHidden, kHeads, kGated, kProjected, kQueries, kFloats, kPlaces };
+  enum Place {
+    kActivations,
+    kHidden,
+    kHeads,
+    kGated,
+    kProjected,
+    kQueries,
+    kFloats,
+    kDrawing,
+    kPlaces
+  };
 
   // `bytes` bytes, aligned to 64, that stay valid until the place is asked for more.
   template <typename T>
