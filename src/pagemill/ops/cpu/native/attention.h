@@ -39,6 +39,8 @@ class WorkList {
     }
   }
 
+  int64_t size() const { return int64_t(items_.size()); }
+
   // Null after the last one.
   const Item* take() {
     size_t i = taken_.fetch_add(1, std::memory_order_relaxed);
@@ -248,14 +250,15 @@ class Worker {
   WideTile wide_;
 };
 
-// To be called by all threads of a region, with the same work.
+// To be called by all threads of a region, with the same work; how many items this one has done.
 template <typename Q, typename C, typename Output>
-void attend(const AttentionShape& shape, const StepArgs& step, const CacheArgs& cache,
+int64_t attend(const AttentionShape& shape, const StepArgs& step, const CacheArgs& cache,
             WorkList& work, const Q* q, const Output& output) {
   Worker<Q, C, Output> worker(shape, step, cache, q, output);
   const Item* item = work.take();
-  while (item != nullptr) item = worker.run(*item, work);
-#pragma omp barrier
+  int64_t count = 0;
+  for (; item != nullptr; count++) item = worker.run(*item, work);
+  return count;
 }
 
 template <typename Q, typename C>

@@ -42,7 +42,7 @@ const Kernels& kernels() {
                       attention<BFloat16, BFloat16>>,
       dispatch<GroupLinearArgs, packed_linear<float>, packed_linear<BFloat16>>,
       look_up,
-      layer,
+      layers,
       dispatch<ArgmaxArgs, argmax<float>, argmax<BFloat16>>,
       dispatch<SampleArgs, sample<float>, sample<BFloat16>>,
   };

@@ -145,10 +145,13 @@ struct LayerArgs {
   RopeArgs rope;
 };
 
-struct LayerRun {
+// Layers that follow each other, each with its step and cache.
+struct LayersRun {
+  const LayerArgs* const* layers;
+  const StepArgs* const* steps;
+  const CacheArgs* const* caches;
+  int64_t count;
   float* residual; // [tokens, hidden]
-  StepArgs step;
-  CacheArgs cache;
   Workspace* workspace;
 };
 
@@ -160,7 +163,7 @@ struct Kernels {
   void (*attention)(Type, const AttentionArgs&);
   void (*group_linear)(Type, const GroupLinearArgs&);
   void (*look_up)(const LookUpArgs&);
-  void (*layer)(const LayerArgs&, const LayerRun&);
+  void (*layers)(const LayersRun&);
   void (*argmax)(Type, const ArgmaxArgs&);
   void (*sample)(Type, const SampleArgs&);
 };

@@ -126,8 +126,8 @@ void run_layers(const std::vector<const LayerArgs*>& layers, uintptr_t residual,
                 const std::vector<const CacheArgs*>& caches, Workspace& workspace) {
   if (steps.size() != layers.size() || caches.size() != layers.size())
     throw std::invalid_argument("a step and a cache for each layer");
-  for (size_t i = 0; i < layers.size(); i++)
-    chosen().layer(*layers[i], {at<float>(residual), *steps[i], *caches[i], &workspace});
+  chosen().layers({layers.data(), steps.data(), caches.data(), int64_t(layers.size()),
+                   at<float>(residual), &workspace});
 }
 
 void argmax(int type, uintptr_t logits, int64_t stride, int64_t rows, int64_t width,
