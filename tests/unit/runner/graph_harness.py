@@ -199,11 +199,15 @@ class GraphDriver(Driver):
     """A driver whose decode steps are graphs; with `TorchPacked`, steps with prompts too."""
 
     def __init__(
-        self, num_tables: int = 1, ops: TorchDecode | None = None, **settings: Any
+        self,
+        num_tables: int = 1,
+        ops: TorchDecode | None = None,
+        device: CpuDevice | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(num_tables=num_tables)
         model = PaddedModel() if num_tables == 1 else PaddedTwoTableModel()
-        self.device = GraphDevice(1)
+        self.device: Any = device or GraphDevice(1)
         self.ops = ops or TorchDecode()
         num_blocks = 2 + NUM_SLOTS * BLOCKS_PER_SLOT * num_tables
         cache = allocate_cache(
