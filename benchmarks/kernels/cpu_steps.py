@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -26,6 +27,7 @@ from pagemill.layers.base import BuildContext
 from pagemill.models.base import Model
 from pagemill.models.loader import load_model
 from pagemill.ops.deterministic import DeterministicOps
+from pagemill.ops.sampling import SamplingOps
 from pagemill.ops.select import select_ops
 from pagemill.quant.select import select_quant
 from pagemill.runner.memory import allocate_cache
@@ -116,6 +118,8 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     longest, cache = args.context + 1024, CACHE_TYPES[args.cache]
     model, caches = load(args.model, args.quantization, longest, dtype, cache, fine=args.fine)
+    ops = select_ops("cpu")
+    greedy = ops.argmax if isinstance(ops, SamplingOps) else partial(torch.argmax, dim=1)
     for shape in args.shapes.split(","):
         rows, queries = map(int, shape.split("x"))
         past = args.context if queries == 1 else 0
@@ -124,7 +128,7 @@ def main() -> None:
         hidden = model.forward(batch)[batch.logits_rows]
         head = milliseconds(lambda hidden=hidden: model.compute_logits(hidden), args.seconds / 4)
         logits = model.compute_logits(hidden)
-        draw = milliseconds(lambda logits=logits: logits.argmax(dim=1), args.seconds / 8)
+        draw = milliseconds(lambda logits=logits: greedy(logits), args.seconds / 8)
         each = rows * queries
         print(
             f"{rows:3} rows x {queries:3} tokens after {past}: layers {layers[0]:.2f} "

@@ -12,7 +12,7 @@ import torch
 from pagemill import LLM, SamplingParams
 from pagemill.device.base import Graph
 from pagemill.runner import packed_graphs
-from pagemill.runner.graphs import Sampling
+from pagemill.runner.decode_step import Sampling
 from pagemill.runner.packed_graphs import PackedGraphs
 from pagemill.runner.runner import ModelRunner
 

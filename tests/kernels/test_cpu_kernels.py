@@ -257,7 +257,7 @@ def test_whole_layer(
     stored[block, :, offset] = 0  # to be written again
     plan = CpuAttention().plan(case.batch)
     assert whole.takes(residual, [plan, plan])
-    whole.run(residual, [(cache.k, cache.v)] * 2, [plan, plan])
+    whole.run(residual, [cache] * 2, [plan, plan])
     # The same rounding at the same places, but for values next to the middle of two codes: few, and
     # each by a step. In 2,500 random cases the norm differed by 0.003 at most.
     for ours, reference in ((residual, expected), (as_floats(cache.k), keys)):

@@ -77,7 +77,8 @@ def test_group_linear(
     expected = rounded(x) @ weight.float().double().T
     if bias is not None:
         expected += bias
-    error = (out.double() - expected).abs().max() / (expected.abs().max() + 1e-9)
+    products = rounded(x).abs() @ weight.float().double().abs().T  # a sum may be much smaller
+    error = (out.double() - expected).abs().max() / (products.max() + 1e-9)
     assert error < (2e-3 if dtype == torch.float32 else 1e-2)  # ties may round either way
 
 

@@ -20,7 +20,7 @@ from pagemill.checkpoint.read_ahead import Allocate
 from pagemill.checkpoint.weights import iterate_weights
 from pagemill.config.engine import EngineConfig
 from pagemill.config.model import ModelConfig
-from pagemill.device.base import Device
+from pagemill.device.base import CapturesGraphs, Device
 from pagemill.device.select import select_device
 from pagemill.engine.messages import EngineInfo
 from pagemill.errors import ModelLoadError, PageMillError
@@ -133,7 +133,7 @@ def build_local_executor(
         report(fit.remark)
     fitted = msgspec.structs.replace(config, max_model_len=fit.max_model_len)
     decode_ops = find_decode_ops(config, context.ops, attention)
-    if decode_ops is not None and config.pooling is None:
+    if decode_ops is not None and config.pooling is None and isinstance(device, CapturesGraphs):
         report("capturing graphs of steps")
     phases.begin("cache and graphs")
     recipe = Recipe(

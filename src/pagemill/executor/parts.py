@@ -36,11 +36,12 @@ _CACHE_DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 def find_decode_ops(
     config: EngineConfig, ops: Ops, attention: AttentionBackend
 ) -> DecodeOps | None:
-    """The kernels around captured decode steps; None where these cannot be captured.
+    """The kernels around decode steps; None where these are neither captured nor native.
 
     Deterministic mode goes without: a row's kernels would depend on the padded number of rows.
     """
-    if config.deterministic or not config.cuda_graphs or not isinstance(attention, FusedAttention):
+    captured = config.cuda_graphs and isinstance(attention, FusedAttention)
+    if config.deterministic or not (captured or config.device == "cpu"):
         return None
     return ops if isinstance(ops, DecodeOps) else None
 

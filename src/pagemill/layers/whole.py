@@ -30,15 +30,17 @@ class LayerStack:
 
     def __init__(self, layers: WholeLayers, num_layers: int) -> None:
         self._layers = layers
-        self._indices = range(num_layers)
+        self._num_layers = num_layers
 
     def run(self, residual: Tensor, batch: ForwardBatch) -> bool:
         """Bring the residual up to date, in place; False if it does not take such a step."""
-        plans = [batch.of_layer(index).plan for index in self._indices]
+        num_layers = self._num_layers
+        plans = [batch.plan] * num_layers
+        if batch.more_tables:
+            plans = [batch.of_layer(index).plan for index in range(num_layers)]
         if not self._layers.takes(residual, plans):
             return False
-        caches = [(batch.kv_cache[index].k, batch.kv_cache[index].v) for index in self._indices]
-        self._layers.run(residual, caches, plans)
+        self._layers.run(residual, batch.kv_cache[:num_layers], plans)
         return True
 
 

@@ -36,8 +36,18 @@ class DecodeInputs:
 class DecodeOps(DrawingOps, Protocol):
     """Kernels around the model in a captured step. None of them waits for the device."""
 
-    def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
-        """Look up rows of `slots` [n] int64. Those of the spare slot are greedy."""
+    def decode_inputs(
+        self,
+        slots: Tensor,
+        state: DecodeState,
+        block_size: int,
+        into: DecodeInputs | None = None,
+    ) -> DecodeInputs:
+        """Look up rows of `slots` [n] int64. Those of the spare slot are greedy.
+
+        Where memory is not handed out by a graph, `into`, made by an earlier call for as many rows
+        and the same state, is written again and returned.
+        """
         ...
 
     def decode_advance(

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from pagemill.attention.base import RopeInput
+from pagemill.attention.base import LayerCache, RopeInput
 from pagemill.ops.base import HeadShape
 
 
@@ -93,13 +93,8 @@ class WholeLayers(Protocol):
         """Whether `run` can compute a step with these attention plans, one a layer."""
         ...
 
-    def run(
-        self, residual: Tensor, caches: Sequence[tuple[Tensor, Tensor]], plans: Sequence[Any]
-    ) -> None:
-        """Add what the layers compute to the residual [T, hidden], in place.
-
-        `caches` are each layer's keys and values.
-        """
+    def run(self, residual: Tensor, caches: Sequence[LayerCache], plans: Sequence[Any]) -> None:
+        """Add what the layers compute to the residual [T, hidden], in place."""
         ...
 
 

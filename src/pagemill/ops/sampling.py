@@ -27,7 +27,7 @@ class SamplingRows:
     top_k: Tensor  # [n] float32 or int32
     top_p: Tensor  # [n] float32
     min_p: Tensor  # [n] float32
-    uniform: Tensor  # [n] float32 in [0, 1]
+    uniform: Tensor  # [n] float32 or float64 in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,13 @@ class BatchLayout:
         return len(self.logit_row) == len(self.slots) and not self.max_drafts
 
 
+def decodes_only(batch: Batch) -> bool:
+    """Whether every row is resident, samples, and has one token and no drafts."""
+    if batch.num_tokens != batch.num_rows:
+        return False
+    return bool(batch.resident.all() and batch.samples.all())
+
+
 def pack(batch: Batch, layout: BatchLayout) -> dict[str, NDArray[Any]]:
     """What `build` and `advance` need on the device."""
     if layout.uniform:

@@ -29,7 +29,8 @@ from pagemill.attention.base import ForwardBatch
 from pagemill.device.base import CapturesGraphs, Graph
 from pagemill.models.base import Model
 from pagemill.ops.packed import PackedInputs, PackedOps, PackedRows
-from pagemill.runner.graphs import DecodeModel, Sampling, decode_state, is_out_of_memory
+from pagemill.runner.decode_step import DecodeModel, Sampling, decode_state
+from pagemill.runner.graphs import is_out_of_memory
 from pagemill.runner.inputs import BatchLayout, plan_layers
 from pagemill.runner.packed_fields import PackedFields
 from pagemill.runner.slots import SlotState

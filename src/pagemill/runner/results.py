@@ -43,8 +43,12 @@ class PendingStep:
 
     def wait(self) -> StepResult:
         """Raises what the forward pass or sampling raised."""
-        self._forward.result()
-        output = self._sample.result()
+        # Woken once, when all is done: to wake up takes a lock from the thread that computes.
+        try:
+            output = self._sample.result()
+        except BaseException:
+            self._forward.result()  # without it there was nothing to sample
+            raise
         output.event.synchronize()
         tokens = output.tokens.numpy()
         num_tokens = output.num_tokens

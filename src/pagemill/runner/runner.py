@@ -18,10 +18,18 @@ from pagemill.ops.decode import DecodeOps
 from pagemill.ops.packed import PackedOps
 from pagemill.ops.sampling import SamplingOps
 from pagemill.runner.advance import advance
-from pagemill.runner.graphs import DecodeGraphs, DecodeModel, Sampling
+from pagemill.runner.decode_step import (
+    DecodeModel,
+    DecodeStep,
+    DecodeSteps,
+    EagerSteps,
+    Sampling,
+)
+from pagemill.runner.graphs import DecodeGraphs
 from pagemill.runner.inputs import (
     BatchLayout,
     build,
+    decodes_only,
     logit_rows,
     more_tables,
     pack,
@@ -68,6 +76,14 @@ class _SampledStep:
     """A step whose graph has sampled already."""
 
     tokens: Tensor  # [n] int32
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """How the rows of the last decode step sample, as long as nobody is admitted."""
+
+    slots: bytes
+    sampling: Sampling
 
 
 class ModelRunner:
@@ -123,18 +139,32 @@ class ModelRunner:
         self._prompts = PromptTexts(model.vocab_size)
         capacity = 8 * _FIELDS_PER_TOKEN * (config.max_num_batched_tokens + config.max_num_seqs)
         self._staging = StagingRing(device, _STEPS_IN_FLIGHT + 1, capacity)
+        self._decode: DecodeStep | None = None
+        self._decode_steps: DecodeSteps | None = None
+        self._decoding = _Decoding(b"", Sampling.NONE)
         self._graphs: DecodeGraphs | None = None
         self._packed: PackedGraphs | None = None
-        if config.cuda_graphs and decode_ops is not None and isinstance(device, CapturesGraphs):
+        if decode_ops is not None:
             decode = DecodeModel(
                 model, attention, kv_cache, decode_ops, config.block_size, layer_tables
             )
-            rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
-            self._graphs = DecodeGraphs(decode, device, self._slots, rows)
-            if isinstance(decode_ops, PackedOps) and speculator is None:
-                self._packed = PackedGraphs(decode, decode_ops, device, self._slots, rows, tokens)
+            self._prepare_decoding(decode, config)
         self._forward_task: Task[None] | None = None
         self._step: _ForwardStep | _SampledStep | None = None
+
+    def _prepare_decoding(self, model: DecodeModel, config: EngineConfig) -> None:
+        device, rows = self._device, config.max_num_seqs
+        captures = isinstance(device, CapturesGraphs)
+        if not (config.cuda_graphs if captures else self._speculator is None):
+            return
+        self._decode = DecodeStep(model, self._slots, rows, reuse=not captures)
+        if not isinstance(device, CapturesGraphs):
+            self._decode_steps = EagerSteps(self._decode)
+            return
+        self._decode_steps = self._graphs = DecodeGraphs(self._decode, device, rows)
+        if isinstance(model.ops, PackedOps) and self._speculator is None:
+            tokens = config.max_num_batched_tokens
+            self._packed = PackedGraphs(model, model.ops, device, self._slots, rows, tokens)
 
     def forward(self, batch: Batch) -> None:
         """Submit the forward pass."""
@@ -177,12 +207,12 @@ class ModelRunner:
     def _forward(self, batch: Batch) -> None:
         self._step = None
         self._admit(batch.admitted)
-        layout = BatchLayout.of(batch)
-        if self._graphs is not None and layout.uniform and not layout.max_drafts:
-            self._step = self._replay(self._graphs, batch, layout)
+        if self._decode_steps is not None and decodes_only(batch):
+            self._step = self._replay(self._decode_steps, batch)
             if self._step is not None:
                 return
-        elif self._packed is not None and batch.prompt_logprobs is None:
+        layout = BatchLayout.of(batch)
+        if self._packed is not None and not layout.uniform and batch.prompt_logprobs is None:
             self._step = self._replay_packed(self._packed, batch, layout)
             if self._step is not None:
                 return
@@ -203,24 +233,22 @@ class ModelRunner:
             hidden=hidden,
         )
 
-    def _replay(
-        self, graphs: DecodeGraphs, batch: Batch, layout: BatchLayout
-    ) -> _ForwardStep | _SampledStep | None:
+    def _replay(self, steps: DecodeSteps, batch: Batch) -> _ForwardStep | _SampledStep | None:
         """A decode step in one launch, with its sampling if that is simple."""
-        num_rows, sampling = batch.num_rows, self._graph_sampling(batch, layout)
-        graph = graphs.find(num_rows, sampling)
-        if graph is None:
+        decode, num_rows, sampling = self._decode, batch.num_rows, self._decode_sampling(batch)
+        graph = steps.find(num_rows, sampling)
+        if decode is None or graph is None:
             return None
-        fields = self._slots.pack(batch) | graphs.pack(layout.slots)
+        fields = self._slots.pack(batch) | decode.pack(batch.slots)
         if fields:
             on_device = self._staging.upload(fields)
             self._slots.update(on_device)
-            graphs.update(on_device)
+            decode.update(on_device)
         graph.replay()
         if sampling is not Sampling.NONE:
-            return _SampledStep(graphs.tokens(num_rows))
-        hidden, positions = graphs.hidden(num_rows)
-        slots = graphs.slots(num_rows)
+            return _SampledStep(decode.tokens(num_rows))
+        hidden, positions = decode.hidden(num_rows)
+        layout, slots = BatchLayout.of(batch), decode.slots(num_rows)
         return _ForwardStep(
             layout=layout,
             fields={"slots": slots},
@@ -234,7 +262,7 @@ class ModelRunner:
         self, packed: PackedGraphs, batch: Batch, layout: BatchLayout
     ) -> _ForwardStep | _SampledStep | None:
         """A step with prompts in one launch, where there is a graph for it."""
-        sampling = self._graph_sampling(batch, layout)
+        sampling = self._graph_sampling(batch, layout.slots)
         graph = packed.find(batch.num_tokens, batch.num_rows, sampling)
         if graph is None:
             return None
@@ -261,8 +289,17 @@ class ModelRunner:
             hidden=hidden,
         )
 
-    def _graph_sampling(self, batch: Batch, layout: BatchLayout) -> Sampling:
-        slots = layout.slots
+    def _decode_sampling(self, batch: Batch) -> Sampling:
+        """`_graph_sampling`, found once for steps with the same rows."""
+        if batch.needs_grammar:
+            return Sampling.NONE
+        slots = batch.slots.tobytes()
+        if slots != self._decoding.slots:
+            sampling = self._graph_sampling(batch, batch.slots.astype(np.int64))
+            self._decoding = _Decoding(slots, sampling)
+        return self._decoding.sampling
+
+    def _graph_sampling(self, batch: Batch, slots: NDArray[np.int64]) -> Sampling:
         wants_logprobs = (self._num_logprobs[slots] >= 0).any()
         if batch.needs_grammar or wants_logprobs or self._sampler.has_processors(slots):
             return Sampling.NONE
@@ -306,6 +343,9 @@ class ModelRunner:
         )
 
     def _admit(self, admitted: Sequence[Admission]) -> None:
+        if not admitted:
+            return
+        self._decoding = _Decoding(b"", Sampling.NONE)
         self._sampler.admit(admitted)
         self._prompts.admit(admitted)
         for admission in admitted:

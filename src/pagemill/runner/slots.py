@@ -52,6 +52,8 @@ class SlotState:
             fields["admitted_length"] = np.array([a.num_computed for a in admitted], np.int64)
             fields |= self.sampling.pack(admitted)
         new = batch.new_blocks
+        if not admitted and not len(new.slots):
+            return fields
         num_tables, num_rows, width = self.block_tables.shape
         cells = [new.slots.astype(np.int64) * width + new.index]
         cells += [np.arange(len(a.block_ids), dtype=np.int64) + a.slot * width for a in admitted]

@@ -17,7 +17,7 @@ from pagemill.device.cpu import CpuDevice
 from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.packed import PackedInputs, PackedRows
 from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
-from pagemill.runner.graphs import Sampling
+from pagemill.runner.decode_step import Sampling
 from pagemill.runner.memory import allocate_cache
 from pagemill.runner.runner import ModelRunner
 from pagemill.sampling.categorical import draw
@@ -86,7 +86,13 @@ class TorchDecode:
     def __init__(self) -> None:
         self.calls: list[Sampling] = []
 
-    def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
+    def decode_inputs(
+        self,
+        slots: Tensor,
+        state: DecodeState,
+        block_size: int,
+        into: DecodeInputs | None = None,
+    ) -> DecodeInputs:
         length, table = state.length[slots], state.block_table[slots]
         block = table.gather(1, (length // block_size).unsqueeze(1)).squeeze(1)
         spare = slots == len(state.length) - 1
@@ -193,11 +199,15 @@ class GraphDriver(Driver):
     """A driver whose decode steps are graphs; with `TorchPacked`, steps with prompts too."""
 
     def __init__(
-        self, num_tables: int = 1, ops: TorchDecode | None = None, **settings: Any
+        self,
+        num_tables: int = 1,
+        ops: TorchDecode | None = None,
+        device: CpuDevice | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(num_tables=num_tables)
         model = PaddedModel() if num_tables == 1 else PaddedTwoTableModel()
-        self.device = GraphDevice(1)
+        self.device: Any = device or GraphDevice(1)
         self.ops = ops or TorchDecode()
         num_blocks = 2 + NUM_SLOTS * BLOCKS_PER_SLOT * num_tables
         cache = allocate_cache(

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pagemill.params import SamplingParams
-from pagemill.runner.graphs import Sampling, padded_sizes
+from pagemill.runner.decode_step import Sampling
+from pagemill.runner.graphs import padded_sizes
 from unit.runner.graph_harness import GraphDriver
 from unit.runner.harness import GREEDY, NUM_SLOTS, Driver, Row, greedy_reference
 

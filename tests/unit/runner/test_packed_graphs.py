@@ -15,7 +15,7 @@ from torch import nn
 
 from pagemill.params import SamplingParams
 from pagemill.runner import packed_graphs
-from pagemill.runner.graphs import Sampling
+from pagemill.runner.decode_step import Sampling
 from pagemill.runner.packed_graphs import row_sizes, token_limit, token_sizes
 from pagemill.sampling.bitmask import pack_bits
 from unit.runner.graph_harness import GraphDriver, TorchPacked

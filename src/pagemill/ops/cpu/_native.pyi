@@ -67,6 +67,24 @@ class Layer:
         /,
     ) -> None: ...
 
+class SamplingColumns:
+    def __init__(
+        self, temperature: int, top_k: int, top_p: int, min_p: int, seeds: int, stride: int, /
+    ) -> None: ...
+
+class SlotTable:
+    def __init__(
+        self,
+        length: int,
+        next_input: int,
+        block_table: int,
+        slots: int,
+        input_stride: int,
+        table_width: int,
+        sampling: SamplingColumns,
+        /,
+    ) -> None: ...
+
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def rms_norm(
@@ -102,3 +120,37 @@ def run_layers(
     workspace: Workspace,
     /,
 ) -> None: ...
+def argmax(
+    type_code: int, logits: int, stride: int, rows: int, width: int, tokens: int, /
+) -> None: ...
+def sample(
+    type_code: int,
+    logits: int,
+    stride: int,
+    rows: int,
+    width: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    uniform: int,
+    tokens: int,
+    workspace: Workspace,
+    /,
+) -> None: ...
+def sampling_rows(
+    columns: SamplingColumns, slots: int, index: int, rows: int, out: int, uniform: int, /
+) -> None: ...
+def decode_inputs(
+    table: SlotTable,
+    slots: int,
+    rows: int,
+    block_size: int,
+    longs: int,
+    seq_lens: int,
+    block_table: int,
+    columns: int,
+    uniform: int,
+    /,
+) -> None: ...
+def decode_advance(table: SlotTable, slots: int, tokens: int, rows: int, out: int, /) -> None: ...

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
 
+from pagemill.attention.base import LayerCache
 from pagemill.ops.cpu import _native
 from pagemill.ops.cpu.matrix import GROUP, PackedMatrix
 from pagemill.ops.cpu.types import attention_shape, cache_pages, float_address
@@ -24,17 +26,25 @@ class NativeLayers:
         self._layers = [_Layer(parts) for parts in layers]
         self._native = [layer.native for layer in self._layers]
         self._workspace = workspace
+        # Only the owner keeps the pages alive: they are given up while the model sleeps.
+        self._caches: list[ReferenceType[Tensor]] = []
+        self._pages: list[_native.Cache] = []
 
     def takes(self, residual: Tensor, plans: Sequence[Any]) -> bool:
-        steps = all(isinstance(plan, _native.Step) for plan in plans)
-        return steps and residual.dtype == torch.float32
+        return residual.dtype == torch.float32 and set(map(type, plans)) == {_native.Step}
 
-    def run(
-        self, residual: Tensor, caches: Sequence[tuple[Tensor, Tensor]], plans: Sequence[Any]
-    ) -> None:
-        pairs = zip(self._layers, caches, strict=True)
-        pages = [layer.pages(*cache, residual.dtype) for layer, cache in pairs]
-        _native.run_layers(self._native, float_address(residual), plans, pages, self._workspace)
+    def run(self, residual: Tensor, caches: Sequence[LayerCache], plans: Sequence[Any]) -> None:
+        keys = [cache.k for cache in caches]
+        known = [held() for held in self._caches]
+        if len(known) != len(keys) or not all(map(is_, known, keys)):
+            self._caches = list(map(ref, keys))
+            self._pages = [
+                cache_pages(cache.k, cache.v, layer.head_dim, residual.dtype)
+                for layer, cache in zip(self._layers, caches, strict=True)
+            ]
+        _native.run_layers(
+            self._native, float_address(residual), plans, self._pages, self._workspace
+        )
 
 
 class _Layer:
@@ -42,9 +52,8 @@ class _Layer:
 
     def __init__(self, parts: LayerParts) -> None:
         self._parts = parts
-        # Only the owner keeps the pages alive: they are given up while the model sleeps.
-        self._cache: tuple[ReferenceType[Tensor], _native.Cache] | None = None
         shape = parts.shape
+        self.head_dim = shape.head_dim
         rope = parts.rope
         self.native = _native.Layer(
             parts.qkv.native,
@@ -72,12 +81,6 @@ class _Layer:
                 rope.eps,
             ),
         )
-
-    def pages(self, k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> _native.Cache:
-        if self._cache is None or self._cache[0]() is not k_cache:
-            size = self._parts.shape.head_dim
-            self._cache = ref(k_cache), cache_pages(k_cache, v_cache, size, dtype)
-        return self._cache[1]
 
 
 def can_be_whole(parts: LayerParts) -> bool:

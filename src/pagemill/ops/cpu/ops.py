@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from pagemill.ops.base import HeadShape
-from pagemill.ops.cpu import _native
+from pagemill.ops.cpu import _native, sampling
+from pagemill.ops.cpu.decode import SlotLookUp
 from pagemill.ops.cpu.layer import NativeLayers, can_be_whole
 from pagemill.ops.cpu.matrix import MatrixProducts
 from pagemill.ops.cpu.types import (
@@ -22,18 +23,21 @@ from pagemill.ops.cpu.types import (
     float_address,
     type_code,
 )
+from pagemill.ops.decode import DecodeInputs, DecodeState
 from pagemill.ops.fused import LayerParts, WholeLayers
+from pagemill.ops.sampling import Filters, SamplingRows, SlotSampling
 
 _SILU, _GELU_TANH = 0, 1
 
 
 class CpuOps:
-    """Implements `Ops`; float32 and bfloat16."""
+    """Implements `Ops`, `LayerOps`, `DecodeOps` and `SamplingOps`; float32 and bfloat16."""
 
     name = "cpu"
 
     def __init__(self) -> None:
         self.products = MatrixProducts()
+        self._slots = SlotLookUp()
 
     def whole_layers(self, layers: Sequence[LayerParts]) -> WholeLayers | None:
         if not all(can_be_whole(parts) for parts in layers):
@@ -108,3 +112,27 @@ class CpuOps:
 
     def soft_cap(self, x: Tensor, cap: float) -> Tensor:
         return torch.tanh(x / cap) * cap
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The first greatest entry of each row of logits [n, V] -> [n] int64."""
+        return sampling.argmax(logits)
+
+    def sampling_rows(self, slots: Tensor, index: Tensor, state: SlotSampling) -> SamplingRows:
+        return sampling.sampling_rows(slots, index, state)
+
+    def sample(self, logits: Tensor, rows: SamplingRows, filters: Filters) -> Tensor:
+        return sampling.sample(logits, rows, self.products.workspace)
+
+    def decode_inputs(
+        self,
+        slots: Tensor,
+        state: DecodeState,
+        block_size: int,
+        into: DecodeInputs | None = None,
+    ) -> DecodeInputs:
+        return self._slots.inputs(slots, state, block_size, into)
+
+    def decode_advance(
+        self, slots: Tensor, state: DecodeState, tokens: Tensor, out: Tensor
+    ) -> None:
+        self._slots.advance(slots, state, tokens, out)

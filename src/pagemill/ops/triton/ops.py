@@ -141,7 +141,13 @@ class TritonOps:
         counters = self._counters.get(logits.device, logits.shape[0])
         return sampling.sample(logits, rows, filters, counters)
 
-    def decode_inputs(self, slots: Tensor, state: DecodeState, block_size: int) -> DecodeInputs:
+    def decode_inputs(
+        self,
+        slots: Tensor,
+        state: DecodeState,
+        block_size: int,
+        into: DecodeInputs | None = None,
+    ) -> DecodeInputs:
         return decode_step.decode_inputs(slots, state, block_size)
 
     def decode_advance(

@@ -120,18 +120,15 @@ inline float inverse_rms(const float* x, int64_t size, float eps) {
   return 1.0f / std::sqrt((sum(squares) + tail) / float(size) + eps);
 }
 
-// RMSNorm of rows [rows, size], rounded. To be called by all threads of a region.
+// RMSNorm of row `r` of x [rows, size], rounded.
 template <typename X>
-void norm_round(const float* x, const float* weight, float eps, int64_t rows, int64_t size,
+void norm_round(const float* x, const float* weight, float eps, int64_t r, int64_t size,
                 const X& out) {
-#pragma omp for
-  for (int64_t r = 0; r < rows; r++) {
-    const float* row = x + r * size;
-    float inverse = inverse_rms(row, size, eps);
-    round_row(
-        out, r, size, [=](int64_t i) { return load(row + i) * inverse * load(weight + i); },
-        [=](int64_t i) { return row[i] * inverse * weight[i]; });
-  }
+  const float* row = x + r * size;
+  float inverse = inverse_rms(row, size, eps);
+  round_row(
+      out, r, size, [=](int64_t i) { return load(row + i) * inverse * load(weight + i); },
+      [=](int64_t i) { return row[i] * inverse * weight[i]; });
 }
 
 }  // namespace pagemill::PAGEMILL_ISA

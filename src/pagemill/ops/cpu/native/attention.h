@@ -260,14 +260,15 @@ class Worker {
   Products products_;
 };
 
-// To be called by all threads of a region, with the same work.
+// To be called by all threads of a region, with the same work; how many items this one has done.
 template <typename Q, typename C, typename Output>
-void attend(const AttentionShape& shape, const StepArgs& step, const CacheArgs& cache,
-            WorkList& work, const Q* q, const Output& output) {
+int64_t attend(const AttentionShape& shape, const StepArgs& step, const CacheArgs& cache,
+               WorkList& work, const Q* q, const Output& output) {
   Worker<Q, C, Output> worker(shape, step, cache, q, output);
   const Item* item = work.take();
-  while (item != nullptr) item = worker.run(*item, work);
-#pragma omp barrier
+  int64_t count = 0;
+  for (; item != nullptr; count++) item = worker.run(*item, work);
+  return count;
 }
 
 template <typename Q, typename C>

@@ -43,6 +43,8 @@ class WorkList {
     for (size_t s = 0; s < splits_.size(); s++) left_[s] = splits_[s].parts;
   }
 
+  int64_t size() const { return int64_t(items_.size()); }
+
   // Null after the last one.
   const Item* take() {
     size_t i = taken_.fetch_add(1, std::memory_order_relaxed);

@@ -8,14 +8,13 @@
 // Activations stay as they are, by groups of 32: coarser ones cost far more accuracy.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "activations.h"
 #include "group_dot.h"
 #include "kernels.h"
 #include "simd.h"
+#include "team.h"
 
 namespace pagemill::PAGEMILL_ISA {
 
@@ -51,11 +50,10 @@ struct Pass {
 constexpr float kStart = 9437184.0f;
 constexpr int32_t kStartBits = 0x4b100000;
 
-// Fills x.start and x.excess. To be called by all threads of a region.
-inline void prepare_coarse(const Activations& x, int64_t rows) {
+// Fills x.start and x.excess.
+inline void prepare_coarse(Team& team, const Activations& x, int64_t rows) {
   const int64_t chunks = ceil_div(x.groups, kChunkGroups);
-#pragma omp for
-  for (int64_t r = 0; r < rows; r++) {
+  team.share(rows, [&](int64_t r) {
     for (int64_t i = r * x.groups; i < (r + 1) * x.groups; i++) x.start[i] = x.sum[i] + kStartBits;
     for (int64_t c = 0; c < chunks; c++) {
       float total = 0;
@@ -63,7 +61,7 @@ inline void prepare_coarse(const Activations& x, int64_t rows) {
         total += x.scale[r * x.groups + g];
       x.excess[r * chunks + c] = total * kStart;
     }
-  }
+  });
 }
 
 // Sums of a unit of work.
@@ -73,8 +71,6 @@ using PartSums = float[kPartRows * kPairChannels];
 inline __m512i twice(VecI v) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, __m512i(v), _mm512_slli_epi32(__m512i(v), 16));
 }
-
-inline VecI nearest(VecF v) { return VecI(_mm512_cvtps_epi32(__m512(v))); }
 
 // A group's weights of 16 channels, weight = scale * code + offset.
 template <int kBits, bool kOffsets>
@@ -260,24 +256,26 @@ inline bool is_coarse(const Matrix& m, const Activations&, int64_t rows) {
   return m.coarse && rows >= coarse_from(m);
 }
 
-// Calls work(unit, first row, rows) for all parts of the rows and units; by all threads.
-template <typename Work>
-void for_parts(int64_t units, int64_t rows, Work work) {
+// Calls work(unit, first row, rows) for all parts of the rows and units; then finish(), by one
+// thread.
+template <typename Work, typename Finish = Nothing>
+void for_parts(Team& team, int64_t units, int64_t rows, Work work, Finish finish = {}) {
   // As few parts as possible, since each converts all weights, but work for every thread.
   const int64_t shares = ceil_div(2 * omp_get_num_threads(), units);
   const int64_t parts = std::max(ceil_div(rows, kPartRows), std::min(shares, rows / kLeastRows));
-#pragma omp for schedule(guided)
-  for (int64_t i = 0; i < parts * units; i++) {
+  const auto unit = [&](int64_t i) {
     const int64_t part = i / units, first = rows * part / parts;
     work(i % units, first, rows * (part + 1) / parts - first);
-  }
+  };
+  team.share(parts * units, unit, finish);
 }
 
 // As `multiply`; store gets up to kPairChannels values at once.
-template <typename Store>
-void multiply_coarse(const Matrix& m, const Activations& x, int64_t rows, Store store) {
-  prepare_coarse(x, rows);
-  for_parts(ceil_div(m.tiles(), kPairTiles), rows, [&](int64_t pair, int64_t row, int64_t count) {
+template <typename Store, typename Finish>
+void multiply_coarse(Team& team, const Matrix& m, const Activations& x, int64_t rows, Store store,
+                     Finish finish) {
+  prepare_coarse(team, x, rows);
+  const auto part = [&](int64_t pair, int64_t row, int64_t count) {
     PartSums sums;
     const int64_t tile = pair * kPairTiles, channel = tile * kChannels;
     multiply_pair(m, tile, tile + 1 < m.tiles(), x, row, count, sums);
@@ -288,7 +286,8 @@ void multiply_coarse(const Matrix& m, const Activations& x, int64_t rows, Store 
         for (int c = 0; c < channels; c++) values[c] += m.bias[channel + c];
       store(row + r, channel, channels, values);
     }
-  });
+  };
+  for_parts(team, ceil_div(m.tiles(), kPairTiles), rows, part, finish);
 }
 
 #endif

@@ -15,6 +15,7 @@
 #include "group_dot.h"
 #include "kernels.h"
 #include "simd.h"
+#include "team.h"
 
 namespace pagemill::PAGEMILL_ISA {
 
@@ -89,26 +90,28 @@ int64_t rows_at_once(int64_t rows, const X& x) {
   return ceil_div(rows, ceil_div(rows, fitting));
 }
 
-// Calls work(unit, first row, rows) for all blocks of rows and units; by all threads of a region.
-template <typename X, typename Work>
-void for_units(int64_t units, int64_t rows, const X& x, Work work) {
+// Calls work(unit, first row, rows) for all blocks of rows and units; then finish(), by one thread.
+template <typename X, typename Work, typename Finish = Nothing>
+void for_units(Team& team, int64_t units, int64_t rows, const X& x, Work work,
+               Finish finish = {}) {
   const int64_t part = rows_at_once(rows, x), parts = ceil_div(rows, part);
-#pragma omp for schedule(guided)
-  for (int64_t i = 0; i < parts * units; i++) {
+  const auto unit = [&](int64_t i) {
     int64_t first = i / units * part, end = std::min(rows, first + part);
     // Blocks of about the same size: few rows leave an instruction's latency uncovered.
     int64_t step = ceil_div(end - first, ceil_div(end - first, kRows<X>));
     for (int64_t r = first; r < end; r += step)
       work(i % units, r, int(std::min<int64_t>(step, end - r)));
-  }
+  };
+  team.share(parts * units, unit, finish);
 }
 
 // store(row, channel, count, values) gets what each tile yields, with the bias.
-template <typename X, typename Store>
-void multiply(const Matrix& m, const X& x, int64_t rows, Store store) {
+template <typename X, typename Store, typename Finish = Nothing>
+void multiply(Team& team, const Matrix& m, const X& x, int64_t rows, Store store,
+              Finish finish = {}) {
   if constexpr (kCanBeCoarse<X>)
-    if (is_coarse(m, x, rows)) return multiply_coarse(m, x, rows, store);
-  for_units(m.tiles(), rows, x, [&](int64_t t, int64_t row, int count) {
+    if (is_coarse(m, x, rows)) return multiply_coarse(team, m, x, rows, store, finish);
+  const auto tile = [&](int64_t t, int64_t row, int count) {
     float sums[kRows<X> * X::kTile];
     multiply_tile(m, t, count, x, row, sums);
     int64_t channel = t * X::kTile;
@@ -119,22 +122,26 @@ void multiply(const Matrix& m, const X& x, int64_t rows, Store store) {
         for (int c = 0; c < channels; c++) values[c] += m.bias[channel + c];
       store(row + r, channel, channels, values);
     }
-  });
+  };
+  for_units(team, m.tiles(), rows, x, tile, finish);
 }
 
 // T: type of inputs and outputs, X: how the inputs are rounded.
 template <typename T, typename X>
 void linear(const GroupLinearArgs& a) {
   X x = X::make(*a.workspace, Workspace::kActivations, a.rows, a.matrix.in);
+  TeamState state;
 #pragma omp parallel
   {
-#pragma omp for
-    for (int64_t r = 0; r < a.rows; r++)
+    Team team(state);
+    team.share(a.rows, [&](int64_t r) {
       round_row(x, r, a.matrix.in, static_cast<const T*>(a.x) + r * a.matrix.in);
-    T* out = static_cast<T*>(a.out);
-    multiply(a.matrix, x, a.rows, [&](int64_t r, int64_t channel, int count, const float* values) {
-      for (int c = 0; c < count; c++) from_float(values[c], out + r * a.matrix.outs + channel + c);
     });
+    T* out = static_cast<T*>(a.out);
+    const auto write = [&](int64_t r, int64_t channel, int count, const float* values) {
+      for (int c = 0; c < count; c++) from_float(values[c], out + r * a.matrix.outs + channel + c);
+    };
+    multiply(team, a.matrix, x, a.rows, write);
   }
 }
 

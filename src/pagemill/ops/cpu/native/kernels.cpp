@@ -7,6 +7,7 @@
 #include "half_linear.h"
 #include "layer.h"
 #include "look_up.h"
+#include "sampling.h"
 
 #define PAGEMILL_TEXT_OF(x) #x
 #define PAGEMILL_TEXT(x) PAGEMILL_TEXT_OF(x)
@@ -53,7 +54,9 @@ const Kernels& kernels() {
       dispatch_cached<AttentionArgs, Attention>,
       dispatch<GroupLinearArgs, packed_linear<float>, packed_linear<BFloat16>>,
       look_up,
-      layer,
+      layers,
+      dispatch<ArgmaxArgs, argmax<float>, argmax<BFloat16>>,
+      dispatch<SampleArgs, sample<float>, sample<BFloat16>>,
   };
   return table;
 }

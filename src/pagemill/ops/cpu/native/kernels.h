@@ -114,6 +114,26 @@ struct LookUpArgs {
   Matrix matrix;
 };
 
+struct ArgmaxArgs {
+  const void* logits; // [rows, width]
+  int64_t stride;     // elements between rows
+  int64_t rows, width;
+  int64_t* tokens; // [rows]
+};
+
+struct SampleArgs {
+  const void* logits; // [rows, width]
+  int64_t stride;
+  int64_t rows, width;
+  const float* temperature; // [rows] each; 0: greedy
+  const float* top_k;       // 0 or the width: off
+  const float* top_p;       // 1: off
+  const float* min_p;       // 0: off
+  const double* uniform;    // in [0, 1]
+  int64_t* tokens;          // [rows]
+  Workspace* workspace;
+};
+
 // A pre-norm decoder layer; the norms behind attention and MLP are Gemma's, null elsewhere.
 struct LayerArgs {
   Matrix qkv, o, gate_up, down;
@@ -127,10 +147,13 @@ struct LayerArgs {
   RopeArgs rope;
 };
 
-struct LayerRun {
+// Layers that follow each other, each with its step and cache.
+struct LayersRun {
+  const LayerArgs* const* layers;
+  const StepArgs* const* steps;
+  const CacheArgs* const* caches;
+  int64_t count;
   float* residual; // [tokens, hidden]
-  StepArgs step;
-  CacheArgs cache;
   Workspace* workspace;
 };
 
@@ -142,7 +165,9 @@ struct Kernels {
   void (*attention)(Type, const AttentionArgs&);
   void (*group_linear)(Type, const GroupLinearArgs&);
   void (*look_up)(const LookUpArgs&);
-  void (*layer)(const LayerArgs&, const LayerRun&);
+  void (*layers)(const LayersRun&);
+  void (*argmax)(Type, const ArgmaxArgs&);
+  void (*sample)(Type, const SampleArgs&);
 };
 
 }  // namespace pagemill

@@ -32,7 +32,7 @@ inline void read_group_row(const Matrix& m, const uint8_t* tile, int64_t c, floa
 
 inline void look_up(const LookUpArgs& a) {
   const Matrix& m = a.matrix;
-#pragma omp parallel for if (a.rows > 1)
+#pragma omp parallel for if (a.rows > 8)
   for (int64_t r = 0; r < a.rows; r++) {
     const uint8_t* tile = m.packed + a.ids[r] / m.channels() * m.tile_bytes();
     int64_t c = a.ids[r] % m.channels();

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "decode.h"
 #include "kernels.h"
 #include "pack.h"
 
@@ -106,11 +107,18 @@ void pack_half_rows(const Matrix& matrix, uintptr_t weights, int64_t first, int6
   pack_half(at<uint16_t>(weights), first, rows, matrix, at<uint8_t>(out));
 }
 
+// So few rows take some microseconds: giving the interpreter's lock away for them would cost as much
+// as another thread then keeps it.
+constexpr int64_t kFewRows = 8;
+
 void look_up(const Matrix& matrix, uintptr_t ids, int64_t rows, uintptr_t out) {
   auto inside = [&](int64_t id) { return 0 <= id && id < matrix.outs; };
   if (!std::all_of(at<int64_t>(ids), at<int64_t>(ids) + rows, inside))
     throw std::out_of_range("a row beyond the matrix");
-  chosen().look_up({at<int64_t>(ids), at<float>(out), rows, matrix});
+  LookUpArgs args{at<int64_t>(ids), at<float>(out), rows, matrix};
+  if (rows <= kFewRows) return chosen().look_up(args);
+  nb::gil_scoped_release without_lock;
+  chosen().look_up(args);
 }
 
 void run_layers(const std::vector<const LayerArgs*>& layers, uintptr_t residual,
@@ -118,8 +126,40 @@ void run_layers(const std::vector<const LayerArgs*>& layers, uintptr_t residual,
                 const std::vector<const CacheArgs*>& caches, Workspace& workspace) {
   if (steps.size() != layers.size() || caches.size() != layers.size())
     throw std::invalid_argument("a step and a cache for each layer");
-  for (size_t i = 0; i < layers.size(); i++)
-    chosen().layer(*layers[i], {at<float>(residual), *steps[i], *caches[i], &workspace});
+  chosen().layers({layers.data(), steps.data(), caches.data(), int64_t(layers.size()),
+                   at<float>(residual), &workspace});
+}
+
+void argmax(int type, uintptr_t logits, int64_t stride, int64_t rows, int64_t width,
+            uintptr_t tokens) {
+  chosen().argmax(Type(type), {at<void>(logits), stride, rows, width, at<int64_t>(tokens)});
+}
+
+void sample(int type, uintptr_t logits, int64_t stride, int64_t rows, int64_t width,
+            uintptr_t temperature, uintptr_t top_k, uintptr_t top_p, uintptr_t min_p,
+            uintptr_t uniform, uintptr_t tokens, Workspace& workspace) {
+  chosen().sample(Type(type), {at<void>(logits), stride, rows, width, at<float>(temperature),
+                               at<float>(top_k), at<float>(top_p), at<float>(min_p),
+                               at<double>(uniform), at<int64_t>(tokens), &workspace});
+}
+
+void sampling_rows(const SamplingColumns& from, uintptr_t slots, uintptr_t index, int64_t rows,
+                   uintptr_t columns, uintptr_t uniform) {
+  look_up_sampling(from, at<int64_t>(slots), at<int64_t>(index), rows,
+                   {at<float>(columns), at<double>(uniform)});
+}
+
+void step_inputs(const SlotTable& table, uintptr_t slots, int64_t rows, int64_t block_size,
+                 uintptr_t longs, uintptr_t seq_lens, uintptr_t block_table, uintptr_t columns,
+                 uintptr_t uniform) {
+  decode_inputs(table, at<int64_t>(slots), rows, block_size,
+                {at<int64_t>(longs), at<int32_t>(seq_lens), at<int32_t>(block_table),
+                 {at<float>(columns), at<double>(uniform)}});
+}
+
+void step_advance(const SlotTable& table, uintptr_t slots, uintptr_t tokens, int64_t rows,
+                  uintptr_t out) {
+  decode_advance(table, at<int64_t>(slots), at<int64_t>(tokens), rows, at<int32_t>(out));
 }
 
 void bind_values(nb::module_& m) {
@@ -175,6 +215,20 @@ void bind_values(nb::module_& m) {
                              shape,
                              rope};
       });
+  nb::class_<SamplingColumns>(m, "SamplingColumns")
+      .def("__init__", [](SamplingColumns* self, uintptr_t temperature, uintptr_t top_k,
+                          uintptr_t top_p, uintptr_t min_p, uintptr_t seeds, int64_t stride) {
+        new (self) SamplingColumns{at<float>(temperature), at<float>(top_k), at<float>(top_p),
+                                   at<float>(min_p),       at<int64_t>(seeds), stride};
+      });
+  nb::class_<SlotTable>(m, "SlotTable")
+      .def("__init__", [](SlotTable* self, uintptr_t length, uintptr_t next_input,
+                          uintptr_t block_table, int64_t slots, int64_t input_stride,
+                          int64_t table_width, const SamplingColumns& sampling) {
+        new (self) SlotTable{at<int64_t>(length), at<int64_t>(next_input), at<int32_t>(block_table),
+                             slots,               input_stride,            table_width,
+                             sampling};
+      });
 }
 
 }  // namespace
@@ -196,6 +250,11 @@ NB_MODULE(_native, m) {
   m.def("group_linear", &group_linear, guard());
   m.def("pack", &pack_matrix, guard());
   m.def("pack_half", &pack_half_rows, guard());
-  m.def("look_up", &look_up, guard());
+  m.def("look_up", &look_up);
   m.def("run_layers", &run_layers, guard());
+  m.def("argmax", &argmax, guard());
+  m.def("sample", &sample, guard());
+  m.def("sampling_rows", &sampling_rows);
+  m.def("decode_inputs", &step_inputs);
+  m.def("decode_advance", &step_advance);
 }

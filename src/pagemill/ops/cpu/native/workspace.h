@@ -9,7 +9,18 @@ namespace pagemill {
 
 class Workspace {
  public:
-  enum Place { kActivations, kHidden, kHeads, kGated, kProjected, kQueries, kFloats, kPartials, kPlaces };
+  enum Place {
+    kActivations,
+    kHidden,
+    kHeads,
+    kGated,
+    kProjected,
+    kQueries,
+    kFloats,
+    kPartials,
+    kDrawing,
+    kPlaces
+  };
 
   // `bytes` bytes, aligned to 64, that stay valid until the place is asked for more.
   template <typename T>
