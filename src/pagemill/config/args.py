@@ -188,8 +188,8 @@ class ServeArgs:
     kv_cache_dtype: str = flag(
         "auto",
         _MEMORY,
-        "type of cached keys and values: int8 on CPUs, fp8 on GPUs",
-        choices=("auto", "int8", "fp8"),
+        "type of cached keys and values: int8 on CPUs, fp8 on GPUs; model: 16 bits or the model's",
+        choices=("auto", "model", "int8", "fp8"),
     )
     kv_cache_bytes: int | None = flag(
         None, _MEMORY, "size of the KV cache instead of the share", kind=int, metavar="N"

@@ -11,7 +11,7 @@ import sys
 from pagemill.config.args import ServeArgs
 from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
-from pagemill.config.model import ModelConfig, num_weights
+from pagemill.config.model import ModelConfig, has_even_keys, num_weights
 from pagemill.config.pooling import PoolingConfig
 from pagemill.config.quantization import checkpoint_scheme
 from pagemill.config.resolve_pooling import with_pooling
@@ -64,7 +64,7 @@ def resolve(
         max_num_batched_tokens=max_num_batched_tokens,
         memory_utilization=args.memory_utilization or CUDA_MEMORY_UTILIZATION,
         kv_cache_bytes=_kv_cache_bytes(args, device),
-        kv_cache_dtype=_kv_cache_dtype(args, device),
+        kv_cache_dtype=_kv_cache_dtype(args, model, device, quantization),
         quantization=quantization,
         load_format=args.load_format,
         prefix_caching=args.prefix_cache,
@@ -188,8 +188,14 @@ def _quantization(
     return asked
 
 
-def _kv_cache_dtype(args: ServeArgs, device: DeviceFacts) -> str:
+def _kv_cache_dtype(
+    args: ServeArgs, model: ModelConfig, device: DeviceFacts, quantization: str
+) -> str:
+    """On a CPU a step of many rows reads little else, so rounded weights have a rounded cache."""
     if args.kv_cache_dtype == "auto":
+        rounds = device.type == "cpu" and device.native_kernels and quantization in ("int8", "int4")
+        return "int8" if rounds and has_even_keys(model) else "model"
+    if args.kv_cache_dtype == "model":
         return "model"
     if args.kv_cache_dtype == "int8":
         if device.type != "cpu":

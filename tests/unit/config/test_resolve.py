@@ -257,6 +257,23 @@ def test_deterministic_mode_has_no_float8_products() -> None:
         run(H100, quantization="fp8", deterministic=True)
 
 
+def test_rounded_weights_have_a_rounded_cache_where_keys_are_even() -> None:
+    kernels = dataclasses.replace(CPU, native_kernels=True)
+    plain = dataclasses.replace(
+        MODEL, architecture="LlamaForCausalLM", head_dim=64, attention_bias=False
+    )
+    assert run(kernels, plain).kv_cache_dtype == "int8"
+    assert run(kernels, plain, kv_cache_dtype="model").kv_cache_dtype == "model"
+    assert run(kernels, plain, quantization="none").kv_cache_dtype == "model"
+    assert run(H100, plain).kv_cache_dtype == "model"
+    for changes in (
+        {"attention_bias": True},
+        {"head_dim": 256},
+        {"architecture": "Qwen3ForCausalLM"},
+    ):
+        assert run(kernels, dataclasses.replace(plain, **changes)).kv_cache_dtype == "model"
+
+
 def test_a_cache_in_int8_is_for_cpus() -> None:
     assert run(CPU, kv_cache_dtype="int8").kv_cache_dtype == "int8"
     with pytest.raises(ConfigError, match="--kv-cache-dtype int8 has kernels for CPUs only"):

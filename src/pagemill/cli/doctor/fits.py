@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from pagemill.config.args import ServeArgs, flags
+from pagemill.config.engine import EngineConfig
 from pagemill.config.facts import DeviceFacts
 from pagemill.config.model import ModelConfig, RopeConfig, num_weights
 from pagemill.config.resolve import resolve
@@ -95,6 +96,16 @@ def _quantizations() -> tuple[str, ...]:
     return tuple(name for name in choices if name == "none" or name in _WEIGHT_BYTES)
 
 
+def _key_bytes(config: EngineConfig, model: ModelConfig) -> int:
+    """Of a head's key, or value, in the cache."""
+    if config.kv_cache_dtype == "int8":
+        return model.head_dim + 4  # with its scale
+    if config.kv_cache_dtype == "fp8":
+        return model.head_dim
+    rounded = config.device == "cpu" and config.quantization != "none"
+    return model.head_dim * (2 if rounded else _ITEM_BYTES[config.dtype])
+
+
 def _fit(
     name: str, args: ServeArgs, model: ModelConfig, device: DeviceFacts, free_memory: int
 ) -> Fit:
@@ -105,7 +116,7 @@ def _fit(
         linear += embedding  # the head has a packed copy
     per_weight = _WEIGHT_BYTES.get(config.quantization, float(item))
     weights = int(linear * per_weight + embedding * item)
-    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * item
+    per_token = 2 * model.num_layers * model.num_kv_heads * _key_bytes(config, model)
     if device.type == "cuda":
         room = int(device.total_memory * (config.memory_utilization - _STEP_SHARE))
         room -= max(0, device.total_memory - free_memory)
