@@ -2,10 +2,10 @@
 
     python benchmarks/http_intake.py [--profile profiles] [--requests 1000]
 
-A real server over the engine without a model (`fake_engine.py`), whose steps take no time. Every
-request streams two tokens: the second one goes the short way, so what is left is the intake, the
-begin of the stream and its end. One caller after the other, then 32 that send at once; the clock
-from the last one's sending to its first byte says how long a full house waits.
+A real server over the engine without a model (`fake_engine.py`). Every request streams two tokens,
+so what counts is the intake, the begin of the stream and its end. First one caller after the other,
+with steps that take no time; then 32 that send at once, with steps of 5 ms, so that their tokens
+come together as they would from a model. The clock says when the last of them had its first byte.
 """
 
 from __future__ import annotations
@@ -142,13 +142,26 @@ def _read_all(selector: selectors.BaseSelector, num_open: int) -> float:
     return last
 
 
+@dataclass(frozen=True)
+class Way:
+    """How requests are sent, and how long the engine's steps are meanwhile."""
+
+    run: Callable[[int, list[bytes]], list[float]]
+    step_ms: float
+
+
+WAYS = (Way(one_by_one, 0.0), Way(at_once, 5.0))
+
+
 @contextmanager
-def server(model: str | None, profile: Path | None) -> Iterator[tuple[int, psutil.Process]]:
+def server(
+    model: str | None, profile: Path | None, step_ms: float
+) -> Iterator[tuple[int, psutil.Process]]:
     """A running server's port and process."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     command = [sys.executable, __file__, "--serve", "--port", str(port)]
-    command += ["--model", model] if model else []
+    command += ["--step-ms", str(step_ms), *(["--model", model] if model else [])]
     command += ["--profile", str(profile)] if profile else []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -159,25 +172,24 @@ def server(model: str | None, profile: Path | None) -> Iterator[tuple[int, psuti
         process.wait(20)
 
 
-def measure(kind: Kind, args: argparse.Namespace) -> None:
+def measure(kind: Kind, way: Way, args: argparse.Namespace) -> None:
     """Run a kind on a server of its own and print what it cost."""
     requests = [request_of(kind) for _ in range(WARM + args.requests)]
-    profile = args.profile / f"{kind.name}.prof" if args.profile else None
-    with server(args.model, profile) as (port, process):
-        one_by_one(port, requests[:WARM])
-        for run in (one_by_one, at_once):
-            before = process.cpu_times()
-            seconds = run(port, requests[WARM:])
-            after = process.cpu_times()
-            user, system = after.user - before.user, after.system - before.system
-            each = 1e6 / args.requests
-            print(
-                f"{kind.name:5} {run.__name__:10} user {user * each:5.0f} us, system "
-                f"{system * each:5.0f} us, both {(user + system) * each:5.0f} us a request; "
-                f"first byte after {1000 * float(np.median(seconds)):.2f} ms (median), "
-                f"{1000 * min(seconds):.2f} ms (least)",
-                flush=True,
-            )
+    name = f"{kind.name}-{way.run.__name__}"
+    profile = args.profile / f"{name}.prof" if args.profile else None
+    with server(args.model, profile, way.step_ms) as (port, process):
+        way.run(port, requests[:WARM])
+        before = process.cpu_times()
+        seconds = way.run(port, requests[WARM:])
+        after = process.cpu_times()
+    user, system = after.user - before.user, after.system - before.system
+    each = 1e6 / args.requests
+    print(
+        f"{name:15} user {user * each:5.0f} us, system {system * each:5.0f} us, both "
+        f"{(user + system) * each:5.0f} us a request; first byte after "
+        f"{1000 * float(np.median(seconds)):.2f} ms (median), {1000 * min(seconds):.2f} ms (least)",
+        flush=True,
+    )
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -199,18 +211,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--step-ms", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--model", help="for its tokenizer; default: the demo model")
     parser.add_argument("--requests", type=int, default=1024)
     parser.add_argument("--kinds", nargs="*", default=[kind.name for kind in KINDS])
     parser.add_argument("--profile", type=Path, help="a folder for profiles of the frontend")
     args = parser.parse_args()
-    args.step_ms, args.workers = 0.0, 1
+    args.workers = 1
     if args.serve:
         serve(args)
         return
     for kind in KINDS:
         if kind.name in args.kinds:
-            measure(kind, args)
+            for way in WAYS:
+                measure(kind, way, args)
 
 
 if __name__ == "__main__":

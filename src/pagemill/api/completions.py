@@ -182,8 +182,7 @@ class _Call:
         self._renderer = intake.renderer
         self._model = intake.model
         self._created = int(intake.context.clock.wall())
-        num_choices = len(generation.prompts) * generation.params.n
-        self._states = [self._new_state(echoes, i) for i in range(num_choices)]
+        self._states = [self._new_state(echoes, i) for i in range(generation.num_choices)]
         self._collected = [_Collected() for _ in self._states]
 
     def _new_state(self, echoes: list[str], index: int) -> _ChoiceState:
