@@ -82,14 +82,14 @@ def server(step_ms: float, workers: int, model: str | None) -> Iterator[tuple[in
     command += ["--model", model] if model else []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        _wait_ready(port, process)
+        wait_ready(port, process)
         yield port, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
         try:

@@ -21,6 +21,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 128
+_MAX_INT32 = 2**31 - 1
 
 
 _CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
@@ -144,48 +145,52 @@ def _require(ok: bool, param: str, message: str) -> None:
         raise InvalidParams(f"{param} {message}", param=param)
 
 
-def _check_numbers(p: SamplingParams) -> None:
-    def bounded(name: str, low: float, high: float, low_open: bool = False) -> None:
-        value = getattr(p, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        inside = is_number and math.isfinite(value) and low <= value <= high
-        inside = inside and not (low_open and value == low)
+def _bounded(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or (low_open and value == low):
         bracket = "(" if low_open else "["
-        _require(inside, name, f"must be in {bracket}{low:g}, {high:g}], got {value!r}")
+        raise InvalidParams(
+            f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}", param=name
+        )
 
-    bounded("temperature", 0, 2)
-    bounded("top_p", 0, 1, low_open=True)
-    bounded("min_p", 0, 1)
-    bounded("presence_penalty", -2, 2)
-    bounded("frequency_penalty", -2, 2)
-    bounded("repetition_penalty", 0, 100, low_open=True)
+
+def _whole(name: str, value: Any, low: int, high: int = _MAX_INT32) -> None:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or not low <= value <= high:
+        raise InvalidParams(
+            f"{name} must be a whole number from {low} to {high}, got {value!r}", param=name
+        )
+
+
+def _check_numbers(p: SamplingParams) -> None:
+    _bounded("temperature", p.temperature, 0, 2)
+    _bounded("top_p", p.top_p, 0, 1, low_open=True)
+    _bounded("min_p", p.min_p, 0, 1)
+    _bounded("presence_penalty", p.presence_penalty, -2, 2)
+    _bounded("frequency_penalty", p.frequency_penalty, -2, 2)
+    _bounded("repetition_penalty", p.repetition_penalty, 0, 100, low_open=True)
     if p.timeout is not None:
-        bounded("timeout", 0, 86_400, low_open=True)
+        _bounded("timeout", p.timeout, 0, 86_400, low_open=True)
 
 
 def _check_counts(p: SamplingParams) -> None:
-    def whole(name: str, low: int, high: int) -> None:
-        value = getattr(p, name)
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        inside = is_int and low <= value <= high
-        _require(inside, name, f"must be a whole number from {low} to {high}, got {value!r}")
-
-    whole("n", 1, MAX_N)
-    whole("top_k", 0, 2**31 - 1)
+    _whole("n", p.n, 1, MAX_N)
+    _whole("top_k", p.top_k, 0)
     if p.max_tokens is not None:
-        whole("max_tokens", 0, 2**31 - 1)
-    whole("min_tokens", 0, 2**31 - 1)
-    whole("stream_interval", 1, 2**31 - 1)
+        _whole("max_tokens", p.max_tokens, 0)
+    _whole("min_tokens", p.min_tokens, 0)
+    _whole("stream_interval", p.stream_interval, 1)
     if p.thinking_token_budget is not None:
-        whole("thinking_token_budget", 0, 2**31 - 1)
+        _whole("thinking_token_budget", p.thinking_token_budget, 0)
     if p.max_tokens is not None:
         within = p.min_tokens <= p.max_tokens
         _require(within, "min_tokens", f"must be at most max_tokens, {p.max_tokens}")
     if p.seed is not None:
-        whole("seed", -MAX_SEED - 1, MAX_SEED)
-    for name in ("logprobs", "prompt_logprobs"):
-        if getattr(p, name) is not None:
-            whole(name, -1, 2**31 - 1)
+        _whole("seed", p.seed, -MAX_SEED - 1, MAX_SEED)
+    if p.logprobs is not None:
+        _whole("logprobs", p.logprobs, -1)
+    if p.prompt_logprobs is not None:
+        _whole("prompt_logprobs", p.prompt_logprobs, -1)
 
 
 def _check_lists(p: SamplingParams) -> None:

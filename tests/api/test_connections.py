@@ -34,16 +34,19 @@ FOREVER = 60.0
     [
         ("/v1/completions", {"prompt": ["a", "b", "c"], "n": 2}),
         ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": "a", "user": "x" * 300_000}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
     ],
 )
 @pytest.mark.parametrize("before_first_token", [True, False])
+@pytest.mark.parametrize("http", ["auto", StreamingProtocol])
 def test_leaving_cancels_at_once(
-    path: str, body: dict[str, Any], stream: bool, before_first_token: bool
+    path: str, body: dict[str, Any], stream: bool, before_first_token: bool, http: Any
 ) -> None:
+    """Also while the server reads nothing of the connection, as after a large body."""
     client = FakeClient(delay=0.05, first_delay=FOREVER if before_first_token else 0.0)
     context = make_context(client)
-    with serve(context) as url:
+    with serve(context, http) as url:
         send_and_leave(url, path, {**body, "stream": stream}, client)
         assert wait_until(lambda: not client.open_ids)
         assert wait_until(lambda: context.admission.num_open == 0)
@@ -292,6 +295,69 @@ def test_work_is_cancelled_when_the_client_leaves() -> None:
     with pytest.raises(ClientDisconnected):
         asyncio.run(run_while_connected(work(), receive))
     assert cancelled == [True]
+
+
+class Client:
+    """A `Connection` that says what it is told to."""
+
+    def __init__(self, *, is_there: bool = True) -> None:
+        self.is_there = is_there
+        self.tell: Callable[[], None] | None = None
+
+    def on_left(self, tell: Callable[[], None] | None) -> bool:
+        self.tell = tell
+        return self.is_there
+
+    def has_left(self) -> bool:
+        return not self.is_there
+
+    def abort(self) -> None:
+        self.is_there = False
+
+
+async def never() -> Message:
+    raise AssertionError("`receive` is for servers without a `Connection`")
+
+
+def test_work_is_not_begun_when_the_client_has_left() -> None:
+    begun = []
+
+    async def work() -> None:
+        begun.append(True)
+
+    with pytest.raises(ClientDisconnected):
+        asyncio.run(run_while_connected(work(), never, Client(is_there=False)))
+    assert not begun
+
+
+def test_whoever_cancels_is_told_apart_from_the_client() -> None:
+    async def run(by_client: bool) -> asyncio.Task[None]:
+        client = Client()
+        work = run_while_connected(asyncio.sleep(FOREVER), never, client)
+        task = asyncio.create_task(work)
+        await asyncio.sleep(0)
+        if by_client:
+            assert client.tell is not None
+            client.tell()
+        else:
+            task.cancel()
+        await asyncio.wait({task})
+        assert client.tell is None
+        assert task.cancelling() == (0 if by_client else 1)
+        return task
+
+    assert isinstance(asyncio.run(run(by_client=True)).exception(), ClientDisconnected)
+    assert asyncio.run(run(by_client=False)).cancelled()
+
+
+def test_a_tick_that_fails_ends_the_work() -> None:
+    async def tick() -> None:
+        raise ValueError("as told")
+
+    work = asyncio.sleep(FOREVER)
+    running = run_while_connected(work, never, Client(), on_tick=tick, tick_seconds=0.01)
+    with pytest.raises(ValueError, match="as told"):
+        asyncio.run(running)
 
 
 def stands_still(context: ServerContext) -> bool:

@@ -18,7 +18,7 @@ from pagemill.api.context import ApiSettings, Clock, Limits, ServerContext
 from pagemill.api.direct import DirectPath
 from pagemill.api.responses import ChatDelta
 from pagemill.api.tools.base import ParsedDelta
-from pagemill.cli.http import StreamingProtocol
+from pagemill.cli.http import GatheringTransport, StreamingProtocol
 from pagemill.frontend.mailbox import Mailbox, Tap
 from pagemill.frontend.outputs import ChoiceUpdate, Prompt
 from pagemill.params import SamplingParams
@@ -252,8 +252,57 @@ class Writer:
         assert self.is_open
         self.data += data
 
+    def hold(self) -> None:
+        raise AssertionError("a path holds nothing")
+
+    def release(self) -> None:
+        raise AssertionError("a path holds nothing")
+
     def abort(self) -> None:
         self.is_open = False
+
+
+class Wire(asyncio.Transport):
+    """Notes the pieces that are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def close(self) -> None:
+        self.written.append(b"closed")
+
+    def abort(self) -> None:
+        self.written.append(b"aborted")
+
+
+def test_what_is_held_is_written_in_one_piece() -> None:
+    wire = Wire()
+    transport = GatheringTransport(wire)
+    transport.hold()
+    transport.write(b"head ")
+    transport.write(b"body")
+    assert wire.written == []
+    transport.release()
+    transport.write(b"more")
+    assert wire.written == [b"head body", b"more"]
+
+
+def test_closing_writes_what_is_held_and_aborting_drops_it() -> None:
+    wire = Wire()
+    transport = GatheringTransport(wire)
+    transport.hold()
+    transport.write(b"head")
+    transport.close()
+    transport.release()
+    transport.hold()
+    transport.write(b"head")
+    transport.abort()
+    transport.release()
+    assert wire.written == [b"head", b"closed", b"aborted"]
 
 
 def test_an_update_that_must_wait_is_not_encoded() -> None:

@@ -63,7 +63,7 @@ class PoolingEngine:
         for i, prompt in enumerate(prompts):
             own = resolve_pooling_params(prompt, params or PoolingParams(), self.info)
             collectors[str(i)] = PoolingCollector(own, len(prompt.token_ids))
-            hashes = self._hasher.hash_now(prompt.token_ids, self.info.block_size)
+            hashes = self._hasher.hash_now(prompt, self.info.block_size)
             self.engine.add_request(pooling_request(str(i), 0, prompt, hashes, own))
         open_ids = set(collectors)
         while self.engine.has_work():

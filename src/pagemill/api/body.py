@@ -6,7 +6,8 @@ import asyncio
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
+from starlette.types import Receive
 
 from pagemill.api.errors import (
     ClientDisconnected,
@@ -32,12 +33,22 @@ async def read_body(request: Request, decoder: msgspec.json.Decoder[T], timeout:
         raise UnsupportedMediaType("The Content-Type must be application/json")
     try:
         async with asyncio.timeout(timeout):
-            body = await request.body()
+            body = await _read_all(request.receive)
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {timeout:g} s") from None
-    except ClientDisconnect:
-        raise ClientDisconnected from None
     return decode(body, decoder)
+
+
+async def _read_all(receive: Receive) -> bytes:
+    """The body, which nobody else reads. Raises ClientDisconnected."""
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import msgspec
 from msgspec import UNSET
@@ -88,14 +89,14 @@ def split_prompts(
         return [prompt]
     if not prompt:
         raise InvalidParams(f"{param} must not be empty", param=param)
-    if all(isinstance(item, int) for item in prompt):
-        return [[item for item in prompt if isinstance(item, int)]]
-    prompts = [item for item in prompt if not isinstance(item, int)]
-    if len(prompts) != len(prompt) or len({type(item) for item in prompts}) > 1:
+    kinds = set(map(type, prompt))
+    if len(kinds) > 1:
         raise InvalidParams(f"{param} must not mix texts, token ids and lists of them", param)
-    if len(prompts) > limit:
+    if kinds == {int}:
+        return [cast("list[int]", prompt)]
+    if len(prompt) > limit:
         raise InvalidParams(f"{param} may hold at most {limit} of them", param)
-    return prompts
+    return cast("list[str | list[int]]", prompt)
 
 
 async def _render(prompt: str | list[int], body: CompletionRequest, renderer: Renderer) -> Prompt:
@@ -181,8 +182,7 @@ class _Call:
         self._renderer = intake.renderer
         self._model = intake.model
         self._created = int(intake.context.clock.wall())
-        num_choices = len(generation.prompts) * generation.params.n
-        self._states = [self._new_state(echoes, i) for i in range(num_choices)]
+        self._states = [self._new_state(echoes, i) for i in range(generation.num_choices)]
         self._collected = [_Collected() for _ in self._states]
 
     def _new_state(self, echoes: list[str], index: int) -> _ChoiceState:

@@ -14,14 +14,21 @@ CONNECTION = "pagemill.connection"  # in ASGI's scope["extensions"], where the s
 _LOOK_SECONDS = 0.25
 
 T = TypeVar("T")
-Idle = Callable[[], Awaitable[None]]
+Tick = Callable[[], Awaitable[None]]
 
 
 class Connection(Protocol):
-    """A client whose body nobody reads, so that ASGI's `receive` cannot tell that it has left."""
+    """What the server knows of a client, beyond what ASGI's `receive` can tell."""
+
+    def on_left(self, tell: Callable[[], None] | None) -> bool:
+        """Call `tell` when the connection is lost, or nobody; False if it is lost already.
+
+        The request's body must have been read: a connection of which nobody reads loses nothing.
+        """
+        ...
 
     def has_left(self) -> bool:
-        """Whether its side is closed, however much it has sent before."""
+        """Whether the client's side is closed, however much it has sent that nobody reads."""
         ...
 
     def abort(self) -> None:
@@ -29,19 +36,119 @@ class Connection(Protocol):
         ...
 
 
+def connection_of(scope: Scope) -> Connection | None:
+    """The server's view of the client, if it has one."""
+    connection: Connection | None = (scope.get("extensions") or {}).get(CONNECTION)
+    return connection
+
+
 async def run_while_connected(
     work: Coroutine[Any, Any, T],
     receive: Receive,
+    connection: Connection | None = None,
     *,
-    on_tick: Idle | None = None,
-    tick_seconds: float | None = None,
+    on_tick: Tick | None = None,
+    tick_seconds: float = 0.0,
 ) -> T:
     """The result of `work`; a client that leaves cancels it. Raises ClientDisconnected.
 
     The request's body must have been read. `on_tick` is awaited every `tick_seconds`; if it
-    raises, `work` is cancelled and the exception goes to the caller.
+    raises, `work` is cancelled and the exception goes to the caller. Without a `connection`, a
+    task waits for `receive` to tell.
     """
-    return await _race(work, _watch(receive, on_tick, tick_seconds))
+    watch = _Watch(on_tick, tick_seconds)
+    if not watch.begin(receive, connection):
+        work.close()
+        raise ClientDisconnected
+    try:
+        return await work
+    except asyncio.CancelledError:
+        watch.raise_cause()
+        raise
+    finally:
+        await watch.end()
+
+
+class _Watch:
+    """Cancels the task that made it when the client has left or a tick has failed.
+
+    It has no task of its own while nothing happens: every stream has one.
+    """
+
+    def __init__(self, on_tick: Tick | None, tick_seconds: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._loop = task.get_loop()
+        self._on_tick = on_tick
+        self._tick_seconds = tick_seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._helpers: set[asyncio.Task[None]] = set()
+        self._connection: Connection | None = None
+        self._cause: BaseException | None = None
+        self._is_over = False
+
+    def begin(self, receive: Receive, connection: Connection | None) -> bool:
+        """False when the client has left already."""
+        self._connection = connection
+        if connection is None:
+            self._start(_wait_until_left(receive), self._leave)
+        elif not connection.on_left(self._leave):
+            return False
+        self._wait_for_tick()
+        return True
+
+    def raise_cause(self) -> None:
+        """Raise why the task was cancelled, unless others wanted it, too."""
+        if self._cause is not None and self._task.uncancel() <= self._cancelling:
+            raise self._cause from None
+
+    async def end(self) -> None:
+        self._is_over = True
+        if self._connection is not None:
+            self._connection.on_left(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        for helper in list(self._helpers):
+            await _cancel(helper)
+
+    def _leave(self) -> None:
+        self._cancel_for(ClientDisconnected())
+
+    def _cancel_for(self, cause: BaseException) -> None:
+        if self._cause is None and not self._is_over:
+            self._cause = cause
+            self._task.cancel()
+
+    def _wait_for_tick(self) -> None:
+        if self._on_tick is not None:
+            self._timer = self._loop.call_later(self._tick_seconds, self._tick, self._on_tick)
+
+    def _tick(self, on_tick: Tick) -> None:
+        self._start(on_tick(), self._wait_for_tick)
+
+    def _start(self, work: Awaitable[None], then: Callable[[], None]) -> None:
+        """Run `work` beside the task, and `then` when it is done; if it fails, so does the task."""
+
+        def done(helper: asyncio.Task[None]) -> None:
+            self._helpers.discard(helper)
+            if helper.cancelled():
+                return
+            error = helper.exception()
+            if error is not None:
+                self._cancel_for(error)
+            elif not self._is_over:
+                then()
+
+        helper = asyncio.ensure_future(work)
+        self._helpers.add(helper)
+        helper.add_done_callback(done)
+
+
+async def _wait_until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def run_unless_left(work: Coroutine[Any, Any, T], scope: Scope) -> T:
@@ -49,7 +156,7 @@ async def run_unless_left(work: Coroutine[Any, Any, T], scope: Scope) -> T:
 
     Raises ClientDisconnected. Where the server has no `Connection`, `work` runs to its end.
     """
-    connection: Connection | None = (scope.get("extensions") or {}).get(CONNECTION)
+    connection = connection_of(scope)
     return await work if connection is None else await _race(work, _look(connection))
 
 
@@ -65,19 +172,6 @@ async def _race(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, None]) 
     finally:
         await _cancel(watcher)
         await _cancel(task)
-
-
-async def _watch(receive: Receive, on_tick: Idle | None, tick_seconds: float | None) -> None:
-    while True:
-        try:
-            async with asyncio.timeout(tick_seconds):
-                message = await receive()
-        except TimeoutError:
-            assert on_tick is not None
-            await on_tick()
-            continue
-        if message["type"] == "http.disconnect":
-            return
 
 
 async def _look(connection: Connection) -> None:

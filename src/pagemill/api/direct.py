@@ -30,6 +30,14 @@ class BodyWriter(Protocol):
         """Write a part of the body; nothing for no data, which would end it."""
         ...
 
+    def hold(self) -> None:
+        """Keep what ASGI's `send` is given, until `release`."""
+        ...
+
+    def release(self) -> None:
+        """Write what was kept, all at once."""
+        ...
+
     def abort(self) -> None:
         """Drop the connection, and what the client has not taken."""
         ...

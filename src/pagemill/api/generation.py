@@ -50,7 +50,12 @@ class Generation:
     @property
     def is_single(self) -> bool:
         """Whether there is one choice only."""
-        return len(self.prompts) == 1 and self.params.n == 1
+        return self.num_choices == 1
+
+    @property
+    def num_choices(self) -> int:
+        """Of all prompts together."""
+        return len(self.prompts) * self.params.n
 
     def prompt_of(self, index: int) -> Prompt:
         """The prompt that a choice belongs to."""
@@ -68,8 +73,12 @@ class Generation:
         with self.context.admission.track(self.response_id, len(self.prompts)) as (name, ids):
             self.response_id = self.scope.response_id = name
             sources = [self._observed(p, ids[p]) for p in range(len(self.prompts))]
-            stream = _one_by_one(sources[0]) if self.is_single else _merged(sources)
-            async with aclosing(stream):
+            if self.is_single:
+                async with aclosing(sources[0]) as source:
+                    async for update in source:
+                        yield [update]
+                return
+            async with aclosing(_merged(sources)) as stream:
                 async for updates in stream:
                     yield updates
 
@@ -139,12 +148,6 @@ def _drop_tokens(update: ChoiceUpdate) -> None:
     if update.finish_reason is not None:
         update.finish_reason = "length"
         update.stop_reason = None
-
-
-async def _one_by_one(source: AsyncGenerator[ChoiceUpdate, None]) -> Updates:
-    async with aclosing(source):
-        async for update in source:
-            yield [update]
 
 
 async def _merged(sources: list[AsyncGenerator[ChoiceUpdate, None]]) -> Updates:

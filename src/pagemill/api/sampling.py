@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -36,6 +37,7 @@ _PASSED_ON = (
     "timeout",
     "stream_interval",
 )
+_passed_on = attrgetter(*_PASSED_ON)
 _STRUCTURAL_MEMBERS = ("structures", "triggers", "format")
 _GUIDED = {
     "guided_json": "json",
@@ -79,10 +81,10 @@ def sampling_params(
         raise InvalidParams("prompt_logprobs cannot be streamed", param="prompt_logprobs")
     limits = context.limits
     check_logprobs("prompt_logprobs", request.prompt_logprobs, limits)
-    given = {name: getattr(request, name) for name in _PASSED_ON}
+    given = zip(_PASSED_ON, _passed_on(request), strict=True)
     values = {
         **context.default_params,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in given if value is not None},
     }
     values["structured_outputs"] = structured_outputs(request, limits)
     values["logprobs"] = logprobs

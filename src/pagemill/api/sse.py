@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from pagemill.api.connection import run_while_connected
+from pagemill.api.connection import connection_of, run_while_connected
 from pagemill.api.context import Clock
 from pagemill.api.direct import BodyWriter, DirectPath, body_writer
 from pagemill.api.errors import ClientDisconnected, error_body
@@ -98,6 +98,7 @@ class EventStream(Response):
                 await run_while_connected(
                     self._write_all(send),
                     receive,
+                    connection_of(scope),
                     on_tick=lambda: self._tick(send),
                     tick_seconds=self._keep_alive or QUIET_TICK_SECONDS,
                 )
@@ -123,25 +124,36 @@ class EventStream(Response):
                 raise
             logger.exception("stream failed")
             await self._write(send, self._protocol.error(error))
-        if self._protocol.done:
-            await self._write(send, self._protocol.done)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._write(send, self._protocol.done, is_last=True)
 
     def _open_direct(self) -> None:
         """After the first events, not after a comment: they begin what the others go on with."""
         if self._direct is not None and not self._direct.is_open:
             self._direct.open(self._body)
 
-    async def _write(self, send: Send, data: bytes) -> None:
+    async def _write(self, send: Send, data: bytes, *, is_last: bool = False) -> None:
+        body = {"type": "http.response.body", "body": data, "more_body": not is_last}
         async with self._write_lock:
             self._writing_since = self._clock.monotonic()
-            if not self._started:
-                self._started = True
-                headers = _HEADERS + self._extra
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            if self._started:
+                await send(body)
+            else:
+                await self._begin(send, body)
             self._writing_since = None
             self._last_write = self._clock.monotonic()
+
+    async def _begin(self, send: Send, body: Message) -> None:
+        """The headers go out with the first events: to write costs more than to make them."""
+        self._started = True
+        writer, headers = self._body, _HEADERS + self._extra
+        if writer is not None:
+            writer.hold()
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send(body)
+        finally:
+            if writer is not None:
+                writer.release()
 
     async def _tick(self, send: Send) -> None:
         now = self._clock.monotonic()

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagemill.api.connection import run_while_connected
+from pagemill.api.connection import connection_of, run_while_connected
 from pagemill.api.context import ServerContext
 from pagemill.api.direct import DirectPath, Encode
 from pagemill.api.generation import Generation
@@ -80,7 +80,8 @@ async def respond_whole(
     request: Request, generation: Generation, call: Collector, headers: dict[str, str]
 ) -> Response:
     """The answer when it is complete; a client that leaves cancels it."""
-    result = await run_while_connected(collect(generation, call), request.receive)
+    connection = connection_of(request.scope)
+    result = await run_while_connected(collect(generation, call), request.receive, connection)
     return json_response(result, headers)
 
 
@@ -121,13 +122,16 @@ async def collect(generation: Generation, call: Collector) -> msgspec.Struct:
 async def _events(
     generation: Generation, call: Call, options: StreamOptions
 ) -> AsyncGenerator[bytes, None]:
-    """The events of the stream, those of one step together."""
+    """The events of the stream, those of one step together, and the usage with the last ones."""
+    num_open = generation.num_choices
     async with aclosing(generation.updates()) as stream:
         async for updates in stream:
             usage = _chunk_usage(options, generation)
-            yield b"".join([call.events_of(update, usage) for update in updates])
-    if options.include_usage:
-        yield event(call.usage_chunk(generation.usage()))
+            events = [call.events_of(update, usage) for update in updates]
+            num_open -= sum(update.finish_reason is not None for update in updates)
+            if not num_open and options.include_usage:
+                events.append(event(call.usage_chunk(generation.usage())))
+            yield b"".join(events)
 
 
 def _direct_events(generation: Generation, call: Call, options: StreamOptions) -> Encode:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagemill.checkpoint.base import ChatTemplates
 from pagemill.checkpoint.template_budget import Budget
 from pagemill.errors import InvalidParams, ModelLoadError
+
+if TYPE_CHECKING:
+    from pagemill.checkpoint.template_sandbox import MeteredEnvironment
 
 _MAX_SOURCE = 1 << 18
 _MAX_OUTPUT = 4 << 20  # characters
@@ -43,6 +46,7 @@ class ChatTemplate:
         self._max_seconds = max_seconds
         self._special_tokens = dict(special_tokens or {})
         self._code = {name: self._compile(name, source) for name, source in named.items()}
+        self._environments: list[MeteredEnvironment] = []  # that no rendering uses now
 
     def render(
         self,
@@ -105,9 +109,9 @@ class ChatTemplate:
     def _run(self, code: CodeType, variables: dict[str, Any]) -> str:
         from jinja2 import Template, TemplateError
 
-        from pagemill.checkpoint.template_sandbox import MeteredEnvironment, TemplateRaised
+        from pagemill.checkpoint.template_sandbox import TemplateRaised
 
-        environment = MeteredEnvironment(self._budget())
+        environment = self._take_environment()
         template = Template.from_code(environment, code, environment.globals)
         context = template.new_context(variables)
         try:
@@ -128,6 +132,20 @@ class ChatTemplate:
             raise InvalidParams(
                 f"the chat template cannot render these messages: {reason}", param="messages"
             ) from None
+        finally:
+            self._environments.append(environment)
+
+    def _take_environment(self) -> MeteredEnvironment:
+        """One with a budget of its own. Making it costs more than most renderings."""
+        from pagemill.checkpoint.template_sandbox import MeteredEnvironment
+
+        budget = self._budget()
+        try:
+            environment = self._environments.pop()
+        except IndexError:
+            return MeteredEnvironment(budget)
+        environment.budget = budget
+        return environment
 
 
 def load_chat_template(

@@ -41,7 +41,7 @@ _PERCENT_SPEC = re.compile(r"%[#0\- +]*(?:\*|\d{6,})|%[#0\- +]*\d*\.(?:\*|\d{6,}
 
 
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
-    """One rendering's environment: compiled code is shared, the budget is not."""
+    """An environment of one rendering at a time, whose `budget` it is. No rendering changes it."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pagemill.api.connection import CONNECTION
 from pagemill.api.direct import EXTENSION
@@ -21,13 +22,60 @@ CLOSING_SECONDS = 2  # for responses that the drain has not waited for
 _LEFT = getattr(select, "POLLRDHUP", 0)  # Linux tells of it beside unread data; breaks all do
 
 
+class GatheringTransport:
+    """A connection's transport for uvicorn, which writes a response's head by itself.
+
+    It has what uvicorn calls. Between `hold` and `release` it keeps what is to be written.
+    """
+
+    def __init__(self, inner: asyncio.Transport) -> None:
+        self.inner = inner
+        self.is_closing = inner.is_closing
+        self.get_extra_info = inner.get_extra_info
+        self.pause_reading = inner.pause_reading
+        self.resume_reading = inner.resume_reading
+        self._held: list[bytes] | None = None
+
+    def hold(self) -> None:
+        """Keep what is written from now on."""
+        self._held = []
+
+    def release(self) -> None:
+        """Write what was kept, in one piece."""
+        held, self._held = self._held, None
+        if held:
+            self.inner.write(b"".join(held))
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self.inner.write(data)
+        else:
+            self._held.append(data)
+
+    def close(self) -> None:
+        self.release()
+        self.inner.close()
+
+    def abort(self) -> None:
+        self._held = None
+        self.inner.abort()
+
+
 class ChunkWriter:
     """A `BodyWriter` that makes one chunk of a chunked body for each write; a `Connection`."""
 
     __slots__ = ("_protocol",)
 
-    def __init__(self, protocol: HttpToolsProtocol) -> None:
+    def __init__(self, protocol: StreamingProtocol) -> None:
         self._protocol = protocol
+
+    def on_left(self, tell: Callable[[], None] | None) -> bool:
+        """See `Connection.on_left`."""
+        protocol = self._protocol
+        protocol.tell_lost = tell
+        if tell is not None:
+            protocol.flow.resume_reading()  # paused after a large body, it would not notice
+        return not protocol.is_lost
 
     def is_ready(self) -> bool:
         """See `BodyWriter.is_ready`."""
@@ -37,7 +85,15 @@ class ChunkWriter:
     def write(self, data: bytes) -> None:
         """See `BodyWriter.write`."""
         if data:
-            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._protocol.gathering.inner.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def hold(self) -> None:
+        """See `BodyWriter.hold`."""
+        self._protocol.gathering.hold()
+
+    def release(self) -> None:
+        """See `BodyWriter.release`."""
+        self._protocol.gathering.release()
 
     def abort(self) -> None:
         """See `BodyWriter.abort`, `Connection.abort`."""
@@ -55,6 +111,21 @@ class ChunkWriter:
 
 class StreamingProtocol(GuardedProtocol):
     """The guarded protocol, with a `ChunkWriter` in the scope's extensions."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.is_lost = False
+        self.tell_lost: Callable[[], None] | None = None  # of the request that runs
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.gathering = GatheringTransport(cast(asyncio.Transport, transport))
+        super().connection_made(cast(asyncio.Transport, self.gathering))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        super().connection_lost(exc)
+        if self.tell_lost is not None:
+            self.tell_lost()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -173,7 +173,7 @@ class ZmqEngineClient:
         arrival_time = time.monotonic()
         if params.structured_outputs is not None:
             await self._grammars.check(params.structured_outputs)
-        hashes = await self._hasher.hash(prompt.token_ids, self.info.block_size, cache_salt, lora)
+        hashes = await self._hasher.hash(prompt, self.info.block_size, cache_salt, lora)
         additions = engine_requests(request_id, self._client_id, prompt, hashes, params)
         for addition in additions:
             addition.lora, addition.priority = lora, priority
@@ -219,7 +219,7 @@ class ZmqEngineClient:
         for index, prompt in enumerate(prompts):
             validator.check_prompt(prompt)
             own = resolve_pooling_params(prompt, params, info)
-            hashes = await self._hasher.hash(prompt.token_ids, info.block_size, None, None)
+            hashes = await self._hasher.hash(prompt, info.block_size, None, None)
             name = engine_request_id(self._client_id, request_id, index)
             additions.append(pooling_request(name, self._client_id, prompt, hashes, own))
         return additions

@@ -96,7 +96,7 @@ class LocalClient:
         waiting: dict[str, FinishingCollector] = {}
         try:
             for number, (prompt, own) in enumerate(zip(prompts, resolved, strict=True)):
-                hashes = self._hasher.hash_now(prompt.token_ids, info.block_size)
+                hashes = self._hasher.hash_now(prompt, info.block_size)
                 request = pooling_request(f"{run_id}-{number}", 0, prompt, hashes, own)
                 collector = PoolingCollector(own, len(prompt.token_ids))
                 collectors.append(collector)
@@ -108,7 +108,7 @@ class LocalClient:
         return [collector.result() for collector in collectors]
 
     def _add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> dict[str, Collector]:
-        hashes = self._hasher.hash_now(prompt.token_ids, self._engine.info.block_size)
+        hashes = self._hasher.hash_now(prompt, self._engine.info.block_size)
         added: dict[str, Collector] = {}
         for index, request in enumerate(engine_requests(request_id, 0, prompt, hashes, params)):
             request.arrival_time = time.monotonic()

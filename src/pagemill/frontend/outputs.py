@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,13 @@ class Prompt:
     text: str | None = None
     is_checked: bool = False  # the ids are known to be in the vocabulary
     second_text: int = 0  # of a pair of texts: where the second begins
+    _packed: bytes = field(default=b"", init=False, repr=False, compare=False)
+
+    def packed_ids(self) -> bytes:
+        """The ids as they travel, little-endian int32; `token_ids` may not change afterwards."""
+        if not self._packed:  # of a list `struct` makes it in a third of numpy's time
+            self._packed = struct.pack(f"<{len(self.token_ids)}i", *self.token_ids)
+        return self._packed
 
 
 @dataclass(slots=True)

@@ -102,7 +102,7 @@ def pooling_request(
     return AddRequest(
         request_id=request_id,
         client_id=client_id,
-        token_ids=np.asarray(prompt.token_ids, "<i4").tobytes(),
+        token_ids=prompt.packed_ids(),
         block_hashes=hashes,
         params=_ONCE,
         arrival_time=time.monotonic(),

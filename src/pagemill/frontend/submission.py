@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-import numpy as np
 
 from pagemill.config.engine import EngineConfig
 from pagemill.engine.messages import AddRequest
@@ -24,16 +23,16 @@ class PromptHasher:
         self._key = bytes.fromhex(config.hash_key)
 
     async def hash(
-        self, token_ids: list[int], block_size: int, cache_salt: str | None, lora: str | None
+        self, prompt: Prompt, block_size: int, cache_salt: str | None, lora: str | None
     ) -> bytes:
         """Chained hashes; the same blocks under another salt or adapter hash differently."""
-        if len(token_ids) < _LONG_PROMPT:
-            return self.hash_now(token_ids, block_size, cache_salt, lora)
-        return await asyncio.to_thread(self.hash_now, token_ids, block_size, cache_salt, lora)
+        if len(prompt.token_ids) < _LONG_PROMPT:
+            return self.hash_now(prompt, block_size, cache_salt, lora)
+        return await asyncio.to_thread(self.hash_now, prompt, block_size, cache_salt, lora)
 
     def hash_now(
         self,
-        token_ids: list[int],
+        prompt: Prompt,
         block_size: int,
         cache_salt: str | None = None,
         lora: str | None = None,
@@ -47,7 +46,7 @@ class PromptHasher:
         if cache_salt or lora:
             check_text(cache_salt or "", "cache_salt")
             salt = f"{lora or ''}\0{cache_salt or ''}"
-        return hash_blocks(np.asarray(token_ids, np.int32), block_size, self._key, salt)
+        return hash_blocks(prompt.packed_ids(), block_size, self._key, salt)
 
 
 def engine_request_id(client_id: int, request_id: str, index: int) -> str:
@@ -68,12 +67,11 @@ def engine_requests(
     With a seed, choice `i` gets `seed + i`. A prompt-only request (`max_tokens` 0) still samples
     one token, because the engine answers with tokens; the output processor drops it.
     """
-    token_ids = np.asarray(prompt.token_ids, "<i4").tobytes()
     return [
         AddRequest(
             request_id=engine_request_id(client_id, request_id, index),
             client_id=client_id,
-            token_ids=token_ids,
+            token_ids=prompt.packed_ids(),
             block_hashes=hashes,
             params=_choice_params(params, index),
         )

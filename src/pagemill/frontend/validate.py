@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
-
-import msgspec
 
 from pagemill.errors import ContextTooLong, InvalidParams
 from pagemill.frontend.outputs import Prompt
@@ -41,15 +40,14 @@ class RequestValidator:
         self._check_vocabulary(params)
         self._check_logprobs(params)
         self._check_text(params)
-        return msgspec.structs.replace(
-            params,
-            max_tokens=_max_tokens(len(prompt.token_ids), params, max_model_len),
-            eos_token_ids=self._eos_token_ids,
-            bad_words_token_ids=self._bad_words(params.bad_words or []),
-            thinking=self._thinking(prompt, params),
-            logprobs=self._number_of_logprobs(params.logprobs),
-            prompt_logprobs=self._number_of_logprobs(params.prompt_logprobs),
-        )
+        resolved = copy(params)  # what is set here needs no second look at all the others
+        resolved.max_tokens = _max_tokens(len(prompt.token_ids), params, max_model_len)
+        resolved.eos_token_ids = self._eos_token_ids
+        resolved.bad_words_token_ids = self._bad_words(params.bad_words or [])
+        resolved.thinking = self._thinking(prompt, params)
+        resolved.logprobs = self._number_of_logprobs(params.logprobs)
+        resolved.prompt_logprobs = self._number_of_logprobs(params.prompt_logprobs)
+        return resolved
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Refuse ids outside the vocabulary. Raises InvalidParams."""

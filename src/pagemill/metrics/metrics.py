@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,6 +39,11 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._make_counters()
+        # A labelled counter is looked up under a lock; there are few, so each is looked up once.
+        self._success_of = cache(self._success.labels)
+        self._sources_of = cache(self._prompt_tokens_by_source.labels)
+        self._http_of = cache(self._http.labels)
+        self._http_total_of = cache(self._http_total.labels)
         self._make_latencies()
         self._make_sizes()
 
@@ -161,7 +167,7 @@ class Metrics:
 
     def observe_finish(self, reason: str) -> None:
         """One choice has ended: "stop", "length", "abort" or "error"."""
-        self._success.labels(*self._labels, reason).inc()
+        self._success_of(*self._labels, reason).inc()
 
     def observe_rejection(self, reason: str) -> None:
         """A request was refused for load."""
@@ -170,7 +176,7 @@ class Metrics:
     def observe_sources(self, computed: int, cached: int) -> None:
         """Where the tokens of one prompt came from."""
         for source, number in (("local_compute", computed), ("local_cache_hit", cached)):
-            self._prompt_tokens_by_source.labels(*self._labels, source).inc(number)
+            self._sources_of(*self._labels, source).inc(number)
 
     def observe_tool_parse(self, request_type: str, *, streaming: bool, called: bool) -> None:
         """A choice of a request with tools has ended."""
@@ -180,8 +186,8 @@ class Metrics:
 
     def observe_http(self, method: str, handler: str, status: int, seconds: float) -> None:
         """An HTTP exchange has ended; `handler` is the route, never the raw path."""
-        self._http_total.labels(method, handler, str(status)).inc()
-        self._http.labels(method, handler, str(status)).observe(seconds)
+        self._http_total_of(method, handler, str(status)).inc()
+        self._http_of(method, handler, str(status)).observe(seconds)
 
     def snapshot(self) -> list[Family]:
         """The counts of this process alone, without the engine's."""

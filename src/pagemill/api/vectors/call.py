@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from pagemill.api.body import read_body
 from pagemill.api.completions import split_prompts
-from pagemill.api.connection import run_while_connected
+from pagemill.api.connection import connection_of, run_while_connected
 from pagemill.api.context import RequestScope, ServerContext
 from pagemill.api.errors import GenerationError
 from pagemill.api.responses import PromptTokensDetails, Usage
@@ -73,7 +73,9 @@ class VectorCall(Generic[B]):
     async def run(self, prompts: Sequence[Prompt], params: PoolingParams) -> list[PooledOutput]:
         """The vectors of all prompts. A client that leaves cancels them."""
         self.scope.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        return await run_while_connected(self._pool(prompts, params), self.request.receive)
+        request = self.request
+        connection = connection_of(request.scope)
+        return await run_while_connected(self._pool(prompts, params), request.receive, connection)
 
     async def _pool(self, prompts: Sequence[Prompt], params: PoolingParams) -> list[PooledOutput]:
         context = self.context
