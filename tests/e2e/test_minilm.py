@@ -57,7 +57,8 @@ def test_offline_embeddings_are_those_of_transformers() -> None:
     reference = expected(texts)
     assert np.abs(found - reference).max() < 1e-4
     assert (found * reference).sum(axis=1).min() > 0.9999
-    assert llm.embed(TEXTS, use_tqdm=False)[2].outputs.embedding == pytest.approx(found[2])
+    alone = np.array(llm.embed(TEXTS, use_tqdm=False)[2].outputs.embedding)
+    assert np.abs(alone - found[2]).max() < 1e-5  # products of other sizes round differently
     berlin, moma = llm.score(TEXTS[0], TEXTS[1:3], use_tqdm=False)
     assert berlin.outputs.score > 0.5 > moma.outputs.score
     llm.shutdown()
