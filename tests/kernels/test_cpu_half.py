@@ -68,13 +68,23 @@ def test_activations_lose_no_more_than_bfloat16_does(rows: int, inputs: int, see
     assert (error.abs() <= bound).all()
 
 
-@pytest.mark.parametrize("rows", [2, 7, 12, 13, 29, 150])
-def test_a_row_does_not_depend_on_the_others(rows: int) -> None:
+@pytest.mark.parametrize("rows", [2, 7, 12, 13])
+def test_a_row_does_not_depend_on_a_few_others(rows: int) -> None:
     torch.manual_seed(0)
     x, matrix = torch.randn(rows, 576), packed(torch.randn(96, 576))
     together = products.linear(x, matrix)
     alone = torch.cat([products.linear(row, matrix) for row in x.split(1)])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("rows", [29, 150])
+def test_among_many_a_row_does_not_depend_on_the_others(rows: int) -> None:
+    """Alone it may: Intel's processors take other products for several rows."""
+    torch.manual_seed(0)
+    x, matrix = torch.randn(rows, 576), packed(torch.randn(96, 576))
+    order = torch.randperm(rows)
+    others = torch.cat([x[order], torch.randn(31, 576)])
+    assert torch.equal(products.linear(others, matrix)[:rows], products.linear(x, matrix)[order])
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

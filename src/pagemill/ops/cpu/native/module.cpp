@@ -66,6 +66,19 @@ const Kernels& chosen() {
   return table;
 }
 
+// For steps of some rows with weights in bfloat16. Intel's cores start a product of bfloat16 pairs in
+// every other cycle, but two of floats in each, so widened weights are faster where several rows
+// share the widening. AMD's start as many of either.
+const Kernels& for_halves(int64_t rows) {
+#if defined(__x86_64__)
+  constexpr int64_t kSeveral = 16;
+  static const bool floats = !std::getenv("PAGEMILL_CPU_ISA") && __builtin_cpu_is("intel") &&
+                             &chosen() == &avx512bf16::kernels();
+  if (floats && rows >= kSeveral) return avx512::kernels();
+#endif
+  return chosen();
+}
+
 template <typename T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -93,7 +106,8 @@ void attention(int type, uintptr_t q, uintptr_t out, const AttentionShape& shape
 
 void group_linear(int type, uintptr_t x, uintptr_t out, int64_t rows, const Matrix& matrix,
                   Workspace& workspace) {
-  chosen().group_linear(Type(type), {at<void>(x), at<void>(out), rows, matrix, &workspace});
+  const Kernels& kernels = matrix.half() ? for_halves(rows) : chosen();
+  kernels.group_linear(Type(type), {at<void>(x), at<void>(out), rows, matrix, &workspace});
 }
 
 void pack_matrix(const Matrix& matrix, uintptr_t codes, uintptr_t scales, uintptr_t offsets,
@@ -126,8 +140,10 @@ void run_layers(const std::vector<const LayerArgs*>& layers, uintptr_t residual,
                 const std::vector<const CacheArgs*>& caches, Workspace& workspace) {
   if (steps.size() != layers.size() || caches.size() != layers.size())
     throw std::invalid_argument("a step and a cache for each layer");
-  chosen().layers({layers.data(), steps.data(), caches.data(), int64_t(layers.size()),
-                   at<float>(residual), &workspace});
+  if (layers.empty()) return;
+  const Kernels& kernels = layers[0]->qkv.half() ? for_halves(steps[0]->tokens) : chosen();
+  kernels.layers({layers.data(), steps.data(), caches.data(), int64_t(layers.size()),
+                  at<float>(residual), &workspace});
 }
 
 void argmax(int type, uintptr_t logits, int64_t stride, int64_t rows, int64_t width,
