@@ -15,21 +15,17 @@ import json
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
-import psutil
 
-from http_path import serve_fake, wait_ready
+from http_path import serve_fake, server
 
 END = b"0\r\n\r\n"  # of a chunked body
 CALLERS = 32
@@ -157,31 +153,14 @@ class Way:
 WAYS = (Way(one_by_one, 0.0), Way(at_once, 5.0))
 
 
-@contextmanager
-def server(
-    model: str | None, profile: Path | None, step_ms: float
-) -> Iterator[tuple[int, psutil.Process]]:
-    """A running server's port and process."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, __file__, "--serve", "--port", str(port)]
-    command += ["--step-ms", str(step_ms), *(["--model", model] if model else [])]
-    command += ["--profile", str(profile)] if profile else []
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        wait_ready(port, process)
-        yield port, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 def measure(kind: Kind, way: Way, args: argparse.Namespace) -> None:
     """Run a kind on a server of its own and print what it cost."""
     requests = [request_of(kind) for _ in range(WARM + args.requests)]
     name = f"{kind.name}-{way.run.__name__}"
     profile = args.profile / f"{name}.txt" if args.profile else None
-    with server(args.model, profile, way.step_ms) as (port, process):
+    options = ["--model", args.model] if args.model else []
+    options += ["--profile", str(profile)] if profile else []
+    with server(__file__, way.step_ms, *options) as (port, process):
         way.run(port, requests[:WARM])
         before = process.cpu_times()
         seconds = way.run(port, requests[WARM:])

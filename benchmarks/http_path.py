@@ -73,14 +73,12 @@ def serve_fake(parsed: argparse.Namespace) -> None:
 
 
 @contextmanager
-def server(step_ms: float, workers: int, model: str | None) -> Iterator[tuple[int, psutil.Process]]:
-    """A running server's port and process."""
+def server(script: str, step_ms: float, *options: str) -> Iterator[tuple[int, psutil.Process]]:
+    """The port and process of a running `script --serve`."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
-    command = [sys.executable, __file__, "--serve", "--port", str(port)]
-    command += ["--step-ms", str(step_ms), "--workers", str(workers)]
-    command += ["--model", model] if model else []
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    command = [sys.executable, script, "--serve", "--port", str(port), "--step-ms", str(step_ms)]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
     try:
         wait_ready(port, process)
         yield port, psutil.Process(process.pid)
@@ -115,7 +113,8 @@ def cpu_seconds(processes: list[psutil.Process]) -> list[float]:
 def measure(row: Row, workers: int, input_len: int, model: str | None) -> dict[str, object]:
     """Run a row on a server of its own."""
     rng = np.random.default_rng(0)
-    with server(row.step_ms, workers, model) as (port, process):
+    options = ["--workers", str(workers), *(["--model", model] if model else [])]
+    with server(__file__, row.step_ms, *options) as (port, process):
         target = Target("127.0.0.1", port, "/v1/completions")
         calls = tuple(_call(rng, input_len, row.tokens) for _ in range(row.requests))
         run(Load(target, calls[:8], 4), 1)  # warm

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pagemill.attention.base import AttentionSpec, ForwardBatch, LayerCache
+from pagemill.checkpoint.groups import GroupedWeight
+from pagemill.ops.cpu.memory import WeightMemory
 from pagemill.ops.int8_cache import round_pages, widen_pages
+
+if TYPE_CHECKING:
+    from pagemill.ops.cpu.matrix import PackedMatrix
 
 EXAMPLES = int(os.environ.get("PAGEMILL_KERNEL_EXAMPLES", "40"))  # fewer under a sanitizer
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+memory = WeightMemory()
 
 
 def close(actual: Tensor, expected: Tensor, slack: float = 1.0) -> None:
     tolerance = slack * TOLERANCE[actual.dtype]
     torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def packed(
+    weight: GroupedWeight, bias: Tensor | None = None, *, coarse: bool = False
+) -> PackedMatrix:
+    """As the C++ kernels take it."""
+    from pagemill.ops.cpu.matrix import pack_matrix  # whoever asks has found the kernels
+
+    return pack_matrix(
+        weight.codes,
+        weight.scale,
+        weight.offset,
+        bias,
+        bits=weight.bits,
+        in_features=weight.in_features,
+        memory=memory,
+        coarse=coarse,
+    )
 
 
 def to_cache(pages: Tensor, kind: torch.dtype) -> Tensor:

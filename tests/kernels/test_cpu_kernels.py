@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.cpu_cases import EXAMPLES, Case, close, make_case, to_cache
+from kernels.cpu_cases import EXAMPLES, Case, close, make_case, memory, packed, to_cache
 from pagemill.attention.base import AttentionSpec, LayerCache
 from pagemill.ops.base import HeadShape
 from pagemill.ops.int8_cache import codes_and_scales, widen_pages
@@ -17,20 +17,17 @@ native = pytest.importorskip("pagemill.ops.cpu._native", reason="built without a
 
 from pagemill.attention.base import RopeInput  # noqa: E402
 from pagemill.attention.cpu import CpuAttention  # noqa: E402
-from pagemill.checkpoint.groups import GroupedWeight, quantize_groups  # noqa: E402
+from pagemill.checkpoint.groups import quantize_groups  # noqa: E402
 from pagemill.ops.cpu.matrix import (  # noqa: E402
     PackedMatrix,
     empty_matrix,
-    pack_matrix,
     store_rows,
 )
-from pagemill.ops.cpu.memory import WeightMemory  # noqa: E402
 from pagemill.ops.cpu.ops import CpuOps  # noqa: E402
 from pagemill.ops.fused import LayerParts  # noqa: E402
 
 types = st.sampled_from([torch.float32, torch.bfloat16])
 ops = CpuOps()
-memory = WeightMemory()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -117,19 +114,6 @@ def rotated(x: Tensor, norm: Tensor | None, cos_sin: Tensor) -> Tensor:
     cos, sin = cos_sin.double()[:, None].chunk(2, dim=-1)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
-
-def packed(weight: GroupedWeight, *, coarse: bool) -> PackedMatrix:
-    return pack_matrix(
-        weight.codes,
-        weight.scale,
-        weight.offset,
-        None,
-        bits=weight.bits,
-        in_features=weight.in_features,
-        memory=memory,
-        coarse=coarse,
-    )
 
 
 def place_tokens(case: Case, cache_type: torch.dtype) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -12,30 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kernels.cpu_cases import EXAMPLES, packed
+
 pytest.importorskip("pagemill.ops.cpu._native", reason="built without a compiler")
 
 from pagemill.checkpoint.groups import GroupedWeight, quantize_groups, stack
-from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix, pack_matrix
-from pagemill.ops.cpu.memory import WeightMemory
+from pagemill.ops.cpu.matrix import MatrixProducts, PackedMatrix
 
-EXAMPLES = int(os.environ.get("PAGEMILL_KERNEL_EXAMPLES", "40"))  # fewer under a sanitizer
 types = st.sampled_from([torch.float32, torch.bfloat16])
-memory = WeightMemory()
-
-
-def packed(
-    weight: GroupedWeight, bias: Tensor | None = None, *, coarse: bool = False
-) -> PackedMatrix:
-    return pack_matrix(
-        weight.codes,
-        weight.scale,
-        weight.offset,
-        bias,
-        bits=weight.bits,
-        in_features=weight.in_features,
-        memory=memory,
-        coarse=coarse,
-    )
 
 
 def rounded(x: Tensor) -> Tensor:
